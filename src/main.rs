@@ -1,0 +1,2 @@
+//! The `crewcast` command.
+fn main() {}
