@@ -1,2 +1,7 @@
 //! The `crewcast` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    crewcast::cli::main()
+}

@@ -1,1 +1,5 @@
-fn main(){}
+//! Tests of the whole service, on a real Postgres.
+
+mod embedded;
+mod first;
+mod support;

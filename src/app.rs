@@ -1,0 +1,231 @@
+//! The application: what is started in which order, and how it ends.
+
+use std::{future::IntoFuture as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
+
+use anyhow::{Context as _, bail};
+use axum::{extract::FromRef, serve::ListenerExt as _};
+use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::{Checks, Verifier, generate_secret},
+    config::{Config, Keys},
+    db::{
+        self, Db,
+        embedded::{self, Embedded},
+    },
+    domain::Domain,
+    http,
+    hub::{Hub, Pump, PumpSettings, SessionSettings},
+    log::epoch::Failover,
+};
+
+/// What every handler can reach. Cheap to clone.
+#[derive(Clone, FromRef)]
+pub struct App {
+    /// The settings.
+    pub config: Arc<Config>,
+    /// Postgres.
+    pub db: Db,
+    /// The streams.
+    pub hub: Arc<Hub>,
+    /// Who is calling.
+    pub verifier: Arc<Verifier>,
+    /// What sessions are told.
+    pub session: Arc<SessionSettings>,
+    /// Cancelled when streams must end.
+    pub draining: CancellationToken,
+}
+
+impl App {
+    /// What the domain's handlers can reach.
+    pub fn domain(&self) -> Domain {
+        Domain { db: self.db.clone(), verifier: self.verifier.clone(), retention: self.config.limits.retention }
+    }
+}
+
+/// A running server. Stop it with [`Server::stop`]: dropping it stops nothing in order.
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What its handlers reach.
+    pub app: App,
+    postgres: Option<Embedded>,
+    /// Cancelled when the machine must end, after the streams have.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    /// Starts Postgres if it is ours to start, brings the schema up to date, reads the log, and only then listens.
+    /// `say` gets notices of one line for the person at the terminal.
+    ///
+    /// # Errors
+    /// One line that says what to do about it.
+    pub async fn start(config: Config, say: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let verifier = Arc::new(verifier(&config, &say)?);
+        let (postgres, options) = postgres(&config, say).await?;
+        migrate(&options).await?;
+        let db = Db::new(options, config.database.database_connections);
+        let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config)).await?;
+        let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(pump.run(stop.clone()));
+        let session = Arc::new(session_settings(&config));
+        let app = App { config, db, hub, verifier, session, draining };
+        let (address, serving) = listen(&app).await?;
+        Ok(Self { address, app, postgres, stop, tasks, serving })
+    }
+
+    /// The private Postgres's process, when there is one and it runs.
+    pub fn postmaster(&self) -> Option<u32> {
+        self.postgres.as_ref().and_then(Embedded::postmaster)
+    }
+
+    /// Takes no more connections, ends the streams, finishes the requests under way, and stops what was started.
+    pub async fn stop(self) {
+        self.app.draining.cancel();
+        let abort = self.serving.abort_handle();
+        if tokio::time::timeout(self.app.config.limits.drain_deadline, self.serving).await.is_err() {
+            tracing::warn!("requests were still running at the drain deadline");
+            abort.abort();
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.app.db.close().await;
+        if let Some(postgres) = self.postgres {
+            postgres.stop().await;
+        }
+    }
+}
+
+/// The key that tokens are checked with: configured, or made in the data folder.
+fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<Verifier> {
+    let keys = &config.keys;
+    if keys.jwt_secret.is_none() && keys.jwt_public_key.is_none() {
+        if config.database.database_url.is_some() {
+            bail!(
+                "DATABASE_URL is set and no key is: set CREWCAST_JWT_SECRET or CREWCAST_JWT_PUBLIC_KEY to the key of \
+                 your tokens"
+            );
+        }
+        make_secret(&keys.data_dir, say)?;
+    }
+    configured_verifier(keys)
+}
+
+/// The verifier of the configured key, or of the one made in the data folder earlier.
+///
+/// # Errors
+/// When there is none, or it is not a key.
+pub fn configured_verifier(keys: &Keys) -> anyhow::Result<Verifier> {
+    let checks = Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() };
+    if let Some(secret) = &keys.jwt_secret {
+        return Verifier::from_secret(secret.reveal().as_bytes(), checks).context("CREWCAST_JWT_SECRET");
+    }
+    if let Some(file) = &keys.jwt_public_key {
+        let pem = std::fs::read(file).with_context(|| format!("CREWCAST_JWT_PUBLIC_KEY {}", file.display()))?;
+        return Verifier::from_public_pem(&pem, checks).context("CREWCAST_JWT_PUBLIC_KEY");
+    }
+    let file = keys.data_dir.join(SECRET_FILE);
+    let secret = std::fs::read_to_string(&file).with_context(|| {
+        format!("no key in {}: start crewcast once in this folder, or set CREWCAST_JWT_SECRET", file.display())
+    })?;
+    Verifier::from_secret(secret.trim().as_bytes(), checks).with_context(|| file.display().to_string())
+}
+
+const SECRET_FILE: &str = "jwt-secret";
+
+/// Makes a key for development, once, that only its owner can read.
+fn make_secret(dir: &Path, say: &impl Fn(&str)) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("--data-dir {}", dir.display()))?;
+    let file = dir.join(SECRET_FILE);
+    let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
+    match made {
+        Ok(mut made) => std::io::Write::write_all(&mut made, generate_secret().as_bytes())?,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(error).with_context(|| file.display().to_string()),
+    }
+    say(&format!("made a key for tokens in {}; production sets CREWCAST_JWT_SECRET or a public key", file.display()));
+    Ok(())
+}
+
+async fn postgres(
+    config: &Config,
+    say: impl Fn(&str) + Send + Sync + 'static,
+) -> anyhow::Result<(Option<Embedded>, PgConnectOptions)> {
+    if let Some(url) = &config.database.database_url {
+        // The parser's own words may repeat the URL, and with it the password.
+        let options = url.reveal().parse().map_err(|_| {
+            anyhow::anyhow!("DATABASE_URL is not a Postgres URL: write postgres://user:password@host:5432/database")
+        })?;
+        return Ok((None, options));
+    }
+    let options = embedded::Options {
+        data_dir: config.keys.data_dir.clone(),
+        bin_dir: config.database.pg_bin_dir.clone(),
+        fetch: !config.database.no_fetch,
+        durable: config.database.durable,
+        address: config.listen.to_string(),
+    };
+    let postgres = Embedded::start(options, say).await?;
+    let options = postgres.connect_options();
+    Ok((Some(postgres), options))
+}
+
+/// Connects and brings the schema up to date.
+///
+/// # Errors
+/// One line; it never shows the password.
+pub async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
+    let at = format!("Postgres at {}:{}", options.get_host(), options.get_port());
+    let mut conn = PgConnection::connect_with(options).await.with_context(|| format!("{at} cannot be reached"))?;
+    let version: i32 =
+        sqlx::query_scalar("select current_setting('server_version_num')::int").fetch_one(&mut conn).await?;
+    if version < 150_000 {
+        bail!("{at} is version {}: crewcast needs Postgres 15 or newer", version / 10_000);
+    }
+    db::migrate(&mut conn).await.with_context(|| format!("{at}: the schema could not be brought up to date"))?;
+    Ok(conn.close().await?)
+}
+
+async fn listen(app: &App) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>)> {
+    let listen = app.config.listen;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("--listen {listen}: choose another address, such as 127.0.0.1:0"))?;
+    let address = listener.local_addr()?;
+    // Events are small and must not wait for more to fill a packet.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let draining = app.draining.clone();
+    let serve = axum::serve(listener, http::router(app.clone()));
+    let serving = serve.with_graceful_shutdown(async move { draining.cancelled().await }).into_future();
+    Ok((address, tokio::spawn(serving)))
+}
+
+fn pump_settings(config: &Config) -> PumpSettings {
+    let limits = &config.limits;
+    PumpSettings {
+        poll: limits.poll,
+        floor_every: limits.floor_every,
+        retention: limits.retention,
+        event_bytes_max: limits.event_bytes_max,
+        failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
+    }
+}
+
+fn session_settings(config: &Config) -> SessionSettings {
+    let limits = &config.limits;
+    SessionSettings {
+        heartbeat: limits.heartbeat,
+        expiring_ahead: limits.expiring_ahead,
+        replay_events_max: limits.replay_events_max,
+        event_bytes_max: limits.event_bytes_max,
+        node: config.node.clone().unwrap_or_else(|| std::process::id().to_string()),
+    }
+}

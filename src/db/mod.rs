@@ -1,0 +1,226 @@
+//! Postgres: the pool, and the two kinds of transaction that the service uses.
+//!
+//! [`Db::write`] hands out the only thing that events can be appended to, so a change without its events, or events
+//! without their change, cannot be written. [`Db::read`] reads everything from one snapshot and knows its position in the
+//! log.
+
+pub mod embedded;
+
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sqlx::{
+    Connection as _, PgConnection, PgPool, Postgres, Transaction,
+    migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::Notify;
+
+use crate::{
+    error::Error,
+    log::{self, NewEvent, Position},
+};
+
+/// How long a request waits for a connection before it is told to come back.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection that was used this recently is not asked whether it still lives.
+const IDLE_TRUSTED: Duration = Duration::from_secs(1);
+
+/// The service's access to Postgres. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Db {
+    pool: PgPool,
+    options: PgConnectOptions,
+    /// Rung after each commit that appended events: the pump listens.
+    bell: Arc<Notify>,
+    /// Whether Postgres answered last time. Written by the pump, which is never without a question.
+    reachable: Arc<AtomicBool>,
+}
+
+impl Db {
+    /// Access with at most `connections` connections besides the pump's own. Connects when first used.
+    pub fn new(options: PgConnectOptions, connections: u32) -> Self {
+        let options = options.application_name("crewcast");
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A ping before each use would cost a round trip; one that lay idle may have died with its server.
+            .test_before_acquire(false)
+            .before_acquire(|conn, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > IDLE_TRUSTED {
+                        conn.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(options.clone());
+        Self { pool, options, bell: Arc::default(), reachable: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// Begins a change.
+    ///
+    /// # Errors
+    /// [`Error`] with `unavailable` while Postgres is out of reach.
+    pub async fn write(&self) -> Result<Write, Error> {
+        self.breaker()?;
+        let tx = self.pool.begin().await?;
+        Ok(Write { tx, events: Vec::new(), mutation_id: None, bell: self.bell.clone() })
+    }
+
+    /// Begins a read: every statement sees one snapshot, and [`Read::cursor`] is the position of it.
+    ///
+    /// # Errors
+    /// [`Error`] with `unavailable` while Postgres is out of reach.
+    pub async fn read(&self) -> Result<Read, Error> {
+        self.breaker()?;
+        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
+        let cursor = log::cursor(&mut tx).await?;
+        Ok(Read { tx, cursor })
+    }
+
+    /// A connection for statements that each stand alone.
+    ///
+    /// # Errors
+    /// [`Error`] with `unavailable` while Postgres is out of reach.
+    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
+        self.breaker()?;
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// As [`Db::acquire`], for the machine, which has no requests to answer.
+    ///
+    /// # Errors
+    /// When no connection was to be had in time.
+    pub async fn acquire_raw(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        self.pool.acquire().await
+    }
+
+    /// How to connect outside the pool, as the pump does.
+    pub fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// What rings after each commit that appended events.
+    pub fn bell(&self) -> Arc<Notify> {
+        self.bell.clone()
+    }
+
+    /// Says whether Postgres can be reached: while it can't, requests are answered at once.
+    pub fn set_reachable(&self, reachable: bool) {
+        self.reachable.store(reachable, Ordering::Relaxed);
+    }
+
+    /// Whether Postgres answered last time.
+    pub fn is_reachable(&self) -> bool {
+        self.reachable.load(Ordering::Relaxed)
+    }
+
+    /// Closes every connection, waiting for those in use.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    fn breaker(&self) -> Result<(), Error> {
+        if self.is_reachable() { Ok(()) } else { Err(Error::unavailable("Postgres is out of reach")) }
+    }
+}
+
+/// Brings the schema `crewcast` up to date.
+///
+/// # Errors
+/// When a migration fails, or one that was applied before has changed.
+pub async fn migrate(conn: &mut PgConnection) -> Result<(), MigrateError> {
+    let mut migrator: Migrator = sqlx::migrate!();
+    migrator.dangerous_set_table_name("crewcast.migrations");
+    migrator.create_schema("crewcast");
+    migrator.run(conn).await
+}
+
+/// A change under way: a transaction and the events it will have appended. Dropped without [`Write::commit`], nothing has
+/// happened.
+#[derive(Debug)]
+pub struct Write {
+    tx: Transaction<'static, Postgres>,
+    events: Vec<NewEvent>,
+    mutation_id: Option<String>,
+    bell: Arc<Notify>,
+}
+
+impl Write {
+    /// Adds an event. It is written at the end of the transaction, when every row it may speak of has been.
+    pub fn append(&mut self, event: NewEvent) {
+        self.events.push(event);
+    }
+
+    /// Names the client's own mutation in every event of this change, so that it knows its echo.
+    pub fn set_mutation_id(&mut self, id: String) {
+        self.mutation_id = Some(id);
+    }
+
+    /// Commits the change together with its events.
+    ///
+    /// # Errors
+    /// When Postgres refuses; then nothing has happened. When the connection breaks while the commit is under way, nobody
+    /// knows.
+    pub async fn commit(mut self) -> Result<(), Error> {
+        if self.events.is_empty() {
+            return Ok(self.tx.commit().await?);
+        }
+        log::append(&mut self.tx, &self.events, self.mutation_id.as_deref()).await?;
+        self.tx.commit().await?;
+        self.bell.notify_one();
+        Ok(())
+    }
+}
+
+impl Deref for Write {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.tx
+    }
+}
+
+impl DerefMut for Write {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.tx
+    }
+}
+
+/// A read under way, all of it from one snapshot.
+#[derive(Debug)]
+pub struct Read {
+    tx: Transaction<'static, Postgres>,
+    cursor: Position,
+}
+
+impl Read {
+    /// Where in the log the snapshot stands: events that are new to this position are not in what is read here, all
+    /// others are.
+    pub fn cursor(&self) -> &Position {
+        &self.cursor
+    }
+}
+
+impl Deref for Read {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.tx
+    }
+}
+
+impl DerefMut for Read {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.tx
+    }
+}

@@ -1,0 +1,31 @@
+//! What the service knows: divisions, projects and their members.
+//!
+//! A feature is one file with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
+//! appends events to the transaction that `db.write()` hands out and never sends any.
+
+mod divisions;
+mod members;
+mod projects;
+pub mod rights;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::FromRef};
+
+use crate::{auth::Verifier, db::Db};
+
+/// What the domain's handlers can reach.
+#[derive(Debug, Clone, FromRef)]
+pub struct Domain {
+    /// Postgres.
+    pub db: Db,
+    /// Who is calling.
+    pub verifier: Arc<Verifier>,
+    /// How long the room of a deleted project stays.
+    pub retention: Duration,
+}
+
+/// Every route of the domain, below `/v1`.
+pub fn router() -> Router<Domain> {
+    Router::new().merge(divisions::router()).merge(projects::router()).merge(members::router())
+}

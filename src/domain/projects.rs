@@ -1,0 +1,355 @@
+//! Projects: managers make and delete them, their editors change them.
+//!
+//! A caller who may not read a project is told that there is none. A project that moves to another division is told of
+//! in both. A deleted project is gone for every request, and its row stays: its room keeps its readers for a while.
+//!
+//! Events: `project:created` and `project:deleted` with the project, `project:updated` once for each field that changed;
+//! all to the project's room and its division's.
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{
+        StatusCode,
+        header::{ETAG, LOCATION},
+    },
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::PgConnection;
+use time::{Date, OffsetDateTime};
+use uuid::Uuid;
+
+use super::Domain;
+use crate::{
+    auth::{Caller, Manages},
+    db::Db,
+    error::{Code, Error, OnConstraint as _, Result},
+    ids::{Room, Slug, Text},
+    log::NewEvent,
+    web::{Body, IfMatch, Page, Patch, PathArg, Query, Seen, etag, present},
+};
+
+/// What a caller may read: `$1` everything, `$2` their divisions, `$3` their `sub`.
+macro_rules! readable {
+    () => {
+        "($1 or division = any($2)
+          or exists (select from crewcast.members where project_id = project.id and sub = $3))"
+    };
+}
+
+/// The routes.
+pub(super) fn router() -> Router<Domain> {
+    Router::new()
+        .route("/projects", get(list).post(make))
+        .route("/projects/{id}", get(read).patch(change).delete(delete))
+}
+
+/// A project as it is answered and as its events carry it.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Project {
+    id: Uuid,
+    name: String,
+    division: String,
+    status: String,
+    starts_on: Option<Date>,
+    ends_on: Option<Date>,
+    notes: String,
+    version: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
+}
+
+/// Where a project stands.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    #[default]
+    Planned,
+    Active,
+    OnHold,
+    Done,
+}
+
+impl Status {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Planned => "planned",
+            Self::Active => "active",
+            Self::OnHold => "on_hold",
+            Self::Done => "done",
+        }
+    }
+}
+
+type Name = Text<1, 200>;
+type Notes = Text<0, 20_000>;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Make {
+    name: Name,
+    division: Slug,
+    #[serde(default)]
+    status: Status,
+    starts_on: Option<Date>,
+    ends_on: Option<Date>,
+    notes: Option<Notes>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Name>,
+    #[serde(default, deserialize_with = "present")]
+    division: Option<Slug>,
+    #[serde(default, deserialize_with = "present")]
+    status: Option<Status>,
+    #[serde(default)]
+    starts_on: Patch<Date>,
+    #[serde(default)]
+    ends_on: Patch<Date>,
+    #[serde(default, deserialize_with = "present")]
+    notes: Option<Notes>,
+}
+
+async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) -> Result<Response> {
+    let after = page.after.as_deref().map(str::parse).transpose();
+    let after: Option<Uuid> =
+        after.map_err(|_| Error::new(Code::InvalidQuery, "after is not a cursor of this list."))?;
+    let mut read = db.read().await?;
+    let projects: Vec<Project> = sqlx::query_as(concat!(
+        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at
+         from crewcast.projects project
+         where id > $4 and deleted_at is null and ",
+        readable!(),
+        " order by id limit $5"
+    ))
+    .bind(caller.manages())
+    .bind(divisions(&caller))
+    .bind(caller.sub.as_str())
+    .bind(after.unwrap_or_default())
+    .bind(page.rows())
+    .fetch_all(&mut *read)
+    .await?;
+    Ok(Seen::at(&read, page.list(projects, |project| project.id.to_string())).into_response())
+}
+
+async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
+    let mut tx = db.write().await?;
+    let project: Project = sqlx::query_as(
+        "insert into crewcast.projects (id, name, division, status, starts_on, ends_on, notes)
+         values ($1, $2, $3, $4, $5, $6, $7)
+         returning id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at",
+    )
+    .bind(Uuid::now_v7())
+    .bind(make.name.as_str())
+    .bind(make.division.as_str())
+    .bind(make.status.as_str())
+    .bind(make.starts_on)
+    .bind(make.ends_on)
+    .bind(make.notes.as_deref().unwrap_or_default())
+    .fetch_one(&mut *tx)
+    .await
+    .on_constraint("projects_division", no_such_division)
+    .on_constraint("projects_dates", dates_reversed)?;
+    tx.append(NewEvent::new("project:created", rooms(&project, None), project.version, &project));
+    tx.commit().await?;
+    let headers = [(LOCATION, format!("/v1/projects/{}", project.id))];
+    Ok((StatusCode::CREATED, headers, [(ETAG, etag(project.version))], Json(project)).into_response())
+}
+
+async fn read(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+    let mut read = db.read().await?;
+    let (project, _) = find(&mut read, &caller, id, false).await?;
+    Ok(([(ETAG, etag(project.version))], Seen::at(&read, project)).into_response())
+}
+
+async fn change(
+    State(db): State<Db>,
+    caller: Caller,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    Body(change): Body<Change>,
+) -> Result<Response> {
+    let mut tx = db.write().await?;
+    let (old, edits) = find(&mut tx, &caller, id, true).await?;
+    if !edits {
+        return Err(Error::forbidden("Only a project's editors and managers may change it."));
+    }
+    expect_version(&if_match, &old)?;
+    let mut new = old.clone();
+    let fields = change.apply(&mut new);
+    if fields.is_empty() {
+        return Ok(([(ETAG, etag(old.version))], Json(old)).into_response());
+    }
+    let new = store(&mut tx, &new).await?;
+    for (field, value) in fields {
+        let data = json!({ "projectId": id, "field": field, "newValue": value, "updatedBy": caller.sub });
+        tx.append(NewEvent::new("project:updated", rooms(&new, Some(&old)), new.version, &data));
+    }
+    tx.commit().await?;
+    Ok(([(ETAG, etag(new.version))], Json(new)).into_response())
+}
+
+async fn delete(
+    State(db): State<Db>,
+    Manages(caller): Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = db.write().await?;
+    let (mut project, _) = find(&mut tx, &caller, id, true).await?;
+    expect_version(&if_match, &project)?;
+    sqlx::query("update crewcast.projects set deleted_at = now(), version = version + 1 where id = $1")
+        .bind(id)
+        .execute(&mut *tx)
+        .await?;
+    project.version += 1;
+    tx.append(NewEvent::new("project:deleted", rooms(&project, None), project.version, &project));
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Change {
+    /// Changes the project, and names the fields that are not what they were, with their new values.
+    fn apply(self, project: &mut Project) -> Vec<(&'static str, Value)> {
+        let mut changed = Vec::new();
+        let mut set = |field: &'static str, is_new: bool, value: Value| {
+            if is_new {
+                changed.push((field, value));
+            }
+        };
+        if let Some(name) = self.name.map(Text::into_string) {
+            set("name", name != project.name, json!(name));
+            project.name = name;
+        }
+        if let Some(division) = self.division {
+            set("division", division.as_str() != project.division, json!(division));
+            project.division = division.to_string();
+        }
+        if let Some(status) = self.status.map(Status::as_str) {
+            set("status", status != project.status, json!(status));
+            project.status = status.to_owned();
+        }
+        if let Some(starts_on) = self.starts_on.into_change() {
+            set("startsOn", starts_on != project.starts_on, json!(starts_on));
+            project.starts_on = starts_on;
+        }
+        if let Some(ends_on) = self.ends_on.into_change() {
+            set("endsOn", ends_on != project.ends_on, json!(ends_on));
+            project.ends_on = ends_on;
+        }
+        if let Some(notes) = self.notes.map(Text::into_string) {
+            set("notes", notes != project.notes, json!(notes));
+            project.notes = notes;
+        }
+        changed
+    }
+}
+
+/// The rooms that an event about a project goes to: its own, its division's, and the one it comes from.
+fn rooms(project: &Project, before: Option<&Project>) -> Vec<String> {
+    let mut rooms = vec![Room::Project(project.id).to_string(), format!("division:{}", project.division)];
+    if let Some(before) = before.filter(|before| before.division != project.division) {
+        rooms.push(format!("division:{}", before.division));
+    }
+    rooms
+}
+
+fn expect_version(if_match: &IfMatch, project: &Project) -> Result<()> {
+    if if_match.allows(project.version) {
+        return Ok(());
+    }
+    let current = serde_json::to_value(project).map_err(Error::internal)?;
+    Err(Error::new(Code::VersionConflict, format!("The project is at version {}.", project.version))
+        .with_member("current", current)
+        .with_member("currentVersion", project.version))
+}
+
+fn no_such_division() -> Error {
+    Error::invalid_body("/division", "there is no such division")
+}
+
+fn dates_reversed() -> Error {
+    Error::invalid_body("/endsOn", "must not be before startsOn")
+}
+
+fn divisions(caller: &Caller) -> Vec<&str> {
+    caller.divisions.iter().map(|slug| slug.as_str()).collect()
+}
+
+/// A project that the caller may read, and whether they may change it; locked if it is about to be.
+async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) -> Result<(Project, bool)> {
+    #[derive(sqlx::FromRow)]
+    struct Row {
+        #[sqlx(flatten)]
+        project: Project,
+        edits: bool,
+    }
+    const FIND: &str = concat!(
+        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
+                $1 or exists (select from crewcast.members
+                              where project_id = project.id and sub = $3 and role = 'editor') as edits
+         from crewcast.projects project
+         where id = $4 and deleted_at is null and ",
+        readable!()
+    );
+    const LOCK: &str = concat!(
+        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
+                $1 or exists (select from crewcast.members
+                              where project_id = project.id and sub = $3 and role = 'editor') as edits
+         from crewcast.projects project
+         where id = $4 and deleted_at is null and ",
+        readable!(),
+        " for no key update of project"
+    );
+    let row: Option<Row> = sqlx::query_as(if lock { LOCK } else { FIND })
+        .bind(caller.manages())
+        .bind(divisions(caller))
+        .bind(caller.sub.as_str())
+        .bind(id)
+        .fetch_optional(conn)
+        .await?;
+    row.map(|row| (row.project, row.edits)).ok_or_else(Error::not_found)
+}
+
+async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
+    sqlx::query_as(
+        "update crewcast.projects
+         set name = $2, division = $3, status = $4, starts_on = $5, ends_on = $6, notes = $7,
+             version = version + 1, updated_at = now()
+         where id = $1
+         returning id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at",
+    )
+    .bind(project.id)
+    .bind(&project.name)
+    .bind(&project.division)
+    .bind(&project.status)
+    .bind(project.starts_on)
+    .bind(project.ends_on)
+    .bind(&project.notes)
+    .fetch_one(conn)
+    .await
+    .on_constraint("projects_division", no_such_division)
+    .on_constraint("projects_dates", dates_reversed)
+}
+
+/// Makes sure that a project is there and stays until the transaction ends.
+///
+/// # Errors
+/// 404 when it is not, or was deleted.
+pub(super) async fn hold(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+    let there: Option<i32> =
+        sqlx::query_scalar("select 1 from crewcast.projects where id = $1 and deleted_at is null for share")
+            .bind(id)
+            .fetch_optional(conn)
+            .await?;
+    there.map(drop).ok_or_else(Error::not_found)
+}

@@ -1,0 +1,251 @@
+//! The pump: the one task of a node that reads the log as it grows.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use sqlx::{Connection as _, PgConnection};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Counters, Hub, Live, Routed, Tail};
+use crate::{
+    db::Db,
+    log::{
+        self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
+        epoch::{self, Failover},
+        retention,
+    },
+    sse,
+};
+
+/// Postgres not answering the pump's one small statement for this long is out of reach.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Waits before connecting again: doubled from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// What the pump is told.
+#[derive(Debug, Clone)]
+pub struct PumpSettings {
+    /// The longest time between two looks at the log, when no commit rings the bell.
+    pub poll: Duration,
+    /// How often a position is noted, for the floor to be raised to.
+    pub floor_every: Duration,
+    /// How long events are kept.
+    pub retention: Duration,
+    /// Payloads of more bytes go out as a reference.
+    pub event_bytes_max: u64,
+    /// What a promoted standby means.
+    pub failover: Failover,
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub struct Pump {
+    db: Db,
+    settings: PumpSettings,
+    hub: Arc<Hub>,
+    /// The position up to which everything was sent, inside a read while that is being routed.
+    last: Position,
+    /// The `(seq, xact)` of the events last sent: after a reconnect they must still be there.
+    proof: Vec<(i64, i64)>,
+    /// Events sent since a position was noted.
+    unmarked: i64,
+    marked: Option<Instant>,
+}
+
+impl Pump {
+    /// Checks the log's identity, adopts it if need be, and takes the first position: streams begin there.
+    ///
+    /// # Errors
+    /// When Postgres does not answer or is a standby.
+    pub async fn prime(db: Db, settings: PumpSettings) -> Result<(Self, Arc<Hub>), LogError> {
+        let mut conn = PgConnection::connect_with(db.options()).await?;
+        if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
+            tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
+        }
+        let now = log::now(&mut conn, &[]).await?;
+        let last = now.position();
+        let hub = Hub::new(now, db.bell());
+        let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None };
+        Ok((pump, hub))
+    }
+
+    /// Reads the log until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut wait = BACKOFF.0;
+        while !stop.is_cancelled() {
+            let started = Instant::now();
+            let error = tokio::select! {
+                () = stop.cancelled() => return,
+                Err(error) = self.follow() => error,
+            };
+            // The first failure after a good time is news; the ones that follow it are not.
+            if self.db.is_reachable() {
+                tracing::warn!(%error, "lost Postgres; streams stay open");
+            }
+            self.db.set_reachable(false);
+            wait = if started.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// One connection's life.
+    async fn follow(&mut self) -> Result<std::convert::Infallible, LogError> {
+        let mut conn = within(async { Ok(PgConnection::connect_with(self.db.options()).await?) }).await?;
+        let last = Some((&self.last, self.proof.as_slice()));
+        if let Some(reason) = within(epoch::verify(&mut conn, self.settings.failover, last)).await? {
+            tracing::warn!(reason, "the log has a new epoch: every stream is told");
+        }
+        self.finish(&mut conn).await?;
+        if !self.db.is_reachable() {
+            tracing::info!("Postgres is back");
+        }
+        self.db.set_reachable(true);
+        let bell = self.db.bell();
+        loop {
+            let asked = self.hub.asked.load(Ordering::SeqCst);
+            let now = within(log::now(&mut conn, &self.last.base().beyond())).await?;
+            self.advance(&mut conn, now, asked).await?;
+            self.mark(&mut conn).await?;
+            let _ = timeout(self.settings.poll, bell.notified()).await;
+        }
+    }
+
+    /// Routes what is new in `now`.
+    async fn advance(&mut self, conn: &mut PgConnection, now: Now, asked: u64) -> Result<(), LogError> {
+        let to = now.position();
+        if to.epoch() != self.last.epoch() {
+            return Ok(self.renewed(&now, asked));
+        }
+        if !now.snapshot.includes(self.last.base()) {
+            // Only a database that was set back does that; a new connection finds out.
+            return Err(LogError::Broken("its newest position lacks what was already read"));
+        }
+        if to == self.last {
+            return Ok(self.announce(&now, asked, 0));
+        }
+        if now.fresh.is_empty() {
+            let read = self.announce_read(&now, asked);
+            return Ok(self.settle(read, to));
+        }
+        if now.fresh.len() > usize::try_from(FRESH_MAX).expect("a small constant") {
+            return Ok(self.skip(&now, asked));
+        }
+        let reading = Reading::new(to.epoch().clone(), self.last.base().clone(), now.snapshot.clone())
+            .expect("the new position is another one and includes the last");
+        let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
+        // Announced only once its first events are here: a read that fails before that has never been.
+        let page = match reader.page(conn).await {
+            Err(LogError::TooOld) => return Ok(self.skip(&now, asked)),
+            page => page?,
+        };
+        let read = self.announce_read(&now, asked);
+        self.route(conn, reader, Some(page), read).await
+    }
+
+    /// Goes on with a read that a lost connection cut: the sessions have some of its events already.
+    async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+        let Some((to, after)) = self.last.rest() else { return Ok(()) };
+        let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
+        let now = log::now(conn, &to.minus(&from)).await?;
+        if now.epoch != epoch {
+            return Ok(());
+        }
+        let reading = Reading::new(epoch, from, to).expect("a position inside a read");
+        let scope = Scope::All(now.fresh);
+        let reader = Reader::resume(reading, after, scope, self.settings.event_bytes_max);
+        let read = self.hub.tail().read;
+        self.route(conn, reader, None, read).await
+    }
+
+    async fn route(
+        &mut self,
+        conn: &mut PgConnection,
+        mut reader: Reader,
+        first: Option<Page>,
+        read: u64,
+    ) -> Result<(), LogError> {
+        let mut next = first;
+        loop {
+            let page = match next.take() {
+                Some(page) => page,
+                None => reader.page(conn).await?,
+            };
+            if !page.events.is_empty() {
+                self.proof = page.events.iter().map(|event| (event.seq, event.xact)).collect();
+            }
+            let end = page.events.len();
+            for (nth, event) in page.events.into_iter().enumerate() {
+                let is_end = page.last && nth + 1 == end;
+                let at = if is_end { reader.reading().end() } else { reader.reading().at(event.seq) };
+                self.send(read, event, at);
+            }
+            if page.last {
+                self.settle(read, reader.reading().end());
+                return Ok(());
+            }
+        }
+    }
+
+    fn send(&mut self, read: u64, event: Event, at: Position) {
+        tracing::debug!(target: "crewcast::events", seq = event.seq, kind = event.kind, rooms = ?event.rooms, "event");
+        let frame = sse::event(&event.kind, Some(&at.to_string()), &event.data);
+        self.last = at.clone();
+        self.unmarked += 1;
+        Counters::add(&self.hub.counters.events_routed, 1);
+        // Nobody listening is no error: the log has it.
+        let _ = self.hub.live.send(Routed::Event(Arc::new(Live { read, event, at, frame })));
+    }
+
+    fn settle(&mut self, read: u64, at: Position) {
+        self.last = at.clone();
+        let _ = self.hub.live.send(Routed::Settled(read, at));
+    }
+
+    /// Jumps over more than can be routed, or over what the log has let go: every session reads for itself.
+    fn skip(&mut self, now: &Now, asked: u64) {
+        let read = self.announce_read(now, asked);
+        self.last = now.position();
+        let _ = self.hub.live.send(Routed::Skipped(read));
+    }
+
+    fn renewed(&mut self, now: &Now, asked: u64) {
+        let read = self.announce_read(now, asked);
+        self.last = now.position();
+        self.proof.clear();
+        let _ = self.hub.live.send(Routed::Renewed(read, self.last.clone()));
+    }
+
+    fn announce_read(&self, now: &Now, asked: u64) -> u64 {
+        Counters::add(&self.hub.counters.reads, 1);
+        self.announce(now, asked, 1);
+        self.hub.tail().read
+    }
+
+    fn announce(&self, now: &Now, asked: u64, reads: u64) {
+        self.hub.tail.send_modify(|tail| {
+            *tail = Tail { read: tail.read + reads, at: now.position(), floor: now.floor.clone(), asked };
+        });
+    }
+
+    async fn mark(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+        let PumpSettings { floor_every, retention, .. } = self.settings;
+        if self.marked.is_some_and(|marked| marked.elapsed() < floor_every) {
+            return Ok(());
+        }
+        if retention::note(conn, &self.last, self.unmarked, floor_every, retention).await? {
+            self.unmarked = 0;
+        }
+        self.marked = Some(Instant::now());
+        Ok(())
+    }
+}
+
+async fn within<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LogError::Broken("Postgres does not answer")))
+}

@@ -1,0 +1,222 @@
+//! Reading the log: one primitive for the pump, for replays and for a room's history.
+
+use std::{collections::VecDeque, ops::Range};
+
+use sqlx::{FromRow as _, PgConnection, Row as _, postgres::PgRow};
+
+use super::{Event, LogError, Position, Reading, Snapshot, bounds, event::event_columns};
+
+/// Rows of a page: with payloads of at most `event-bytes-max` this bounds what a reader holds.
+pub const PAGE_MAX: i64 = 256;
+
+/// Numbers of events fetched at once when their count is not bounded otherwise.
+pub const KEYS_MAX: i64 = 50_000;
+
+/// Which events of a read are wanted.
+#[derive(Debug, Clone)]
+pub enum Scope {
+    /// All of these transactions' events.
+    All(Vec<i64>),
+    /// Those addressed to any of these rooms.
+    Rooms(Vec<String>),
+}
+
+/// `read(from, to, after, scope)`: the events that are in `to` and not in `from`, with seq above `after`, in seq order.
+#[derive(Debug)]
+pub struct Reader {
+    reading: Reading,
+    scope: Scope,
+    /// `to` minus `from` as ranges of ids: no open transaction is among them, so none is walked.
+    ranges: Vec<Range<u64>>,
+    after: i64,
+    /// The room events' numbers that are known and not read yet.
+    keys: VecDeque<i64>,
+    /// The seq up to which numbers were fetched; `None` once all were.
+    keys_after: Option<i64>,
+    bytes_max: i64,
+}
+
+/// Some events of a read, in seq order.
+#[derive(Debug)]
+pub struct Page {
+    /// The events; a room's hash that two names share may leave fewer than were asked for.
+    pub events: Vec<Event>,
+    /// Whether the read ends here.
+    pub last: bool,
+}
+
+/// `$1`: ranges' lower ends, `$2`: upper ends, `$3`: rooms, `$4`: after, `$5`: rows from one range and room at most,
+/// `$6`: rows at most. The ordered lateral with its limit stays on the index in generic plans as well.
+pub(super) const KEYS: &str = "
+    select log.epoch, log.floor, array(
+        select distinct key.seq
+        from unnest($1::bigint[], $2::bigint[]) as range (lo, hi)
+        cross join (select distinct hashtextextended(name, 0) as hash from unnest($3::text[]) as name) as named
+        cross join lateral (select seq from crewcast.event_rooms
+                            where room = named.hash and xact >= range.lo and xact < range.hi and seq > $4
+                            order by xact, seq limit $5) as key
+        order by key.seq limit $6) as keys
+    from crewcast.log";
+
+/// `$1`: the largest payload in bytes, `$2`: the events' numbers, ascending.
+pub(super) const BODIES: &str = concat!(
+    "select log.epoch, log.floor, event.*
+     from crewcast.log
+     left join (select body.* from unnest($2::bigint[]) with ordinality as key (seq, nth)
+                cross join lateral (select ",
+    event_columns!(),
+    "               from crewcast.events where seq = key.seq limit 1) as body
+                order by key.nth) as event on true"
+);
+
+/// `$1`: the largest payload in bytes, `$2`: transactions, `$3`: after, `$4`: rows at most.
+pub(super) const TRANSACTIONS: &str = concat!(
+    "select log.epoch, log.floor, event.*
+     from crewcast.log
+     left join (select body.* from (
+                    select key.seq from unnest($2::bigint[]) as fresh (xact)
+                    cross join lateral (select seq from crewcast.events
+                                        where xact = fresh.xact and seq > $3 order by seq limit $4) as key
+                    order by key.seq limit $4) as key
+                cross join lateral (select ",
+    event_columns!(),
+    "               from crewcast.events where seq = key.seq limit 1) as body
+                order by body.seq) as event on true"
+);
+
+impl Reader {
+    /// A read of what is in `to` and not in `from`, from its beginning. Payloads of more than `bytes_max` bytes come as
+    /// references.
+    pub fn new(reading: Reading, scope: Scope, bytes_max: u64) -> Self {
+        Self::resume(reading, 0, scope, bytes_max)
+    }
+
+    /// The same read, from behind event `after`.
+    pub fn resume(reading: Reading, after: i64, scope: Scope, bytes_max: u64) -> Self {
+        let ranges = reading.to().minus(reading.from());
+        let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+        Self { reading, scope, ranges, after, keys: VecDeque::new(), keys_after: Some(after), bytes_max }
+    }
+
+    /// The two ends of the read.
+    pub fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    /// How many events there are, up to `max`; `None` when there are more. What was counted is kept, so that reading it
+    /// asks no second time.
+    ///
+    /// # Errors
+    /// [`LogError::TooOld`] and [`LogError::Foreign`] as for [`Reader::page`].
+    pub async fn count(&mut self, conn: &mut PgConnection, max: i64) -> Result<Option<i64>, LogError> {
+        let limit = max.saturating_add(1);
+        let keys = self.keys(conn, limit, limit).await?;
+        let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
+        if count > max {
+            return Ok(None);
+        }
+        (self.keys, self.keys_after) = (keys.into(), None);
+        Ok(Some(count))
+    }
+
+    /// The next events. Reading on after the last page gives empty pages.
+    ///
+    /// # Errors
+    /// [`LogError::TooOld`] when the floor has passed the position that the read began at, [`LogError::Foreign`] when the
+    /// log has another epoch: nothing of the page may be used then.
+    pub async fn page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+        let page = match &self.scope {
+            Scope::All(xacts) => {
+                let statement = sqlx::query(TRANSACTIONS).bind(self.bytes_max).bind(xacts).bind(self.after);
+                let rows = statement.bind(PAGE_MAX).fetch_all(conn).await?;
+                let events = self.checked(&rows)?;
+                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX), events }
+            }
+            Scope::Rooms(_) => self.page_of_rooms(conn).await?,
+        };
+        if let Some(event) = page.events.last() {
+            self.after = event.seq;
+        }
+        Ok(page)
+    }
+
+    async fn page_of_rooms(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+        if let (true, Some(after)) = (self.keys.is_empty(), self.keys_after) {
+            self.after = after;
+            let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
+            let more = i64::try_from(keys.len()).is_ok_and(|n| n == KEYS_MAX);
+            self.keys_after = keys.last().copied().filter(|_| more);
+            self.keys = keys.into();
+        }
+        let page: Vec<i64> = self.keys.iter().copied().take(PAGE_MAX as usize).collect();
+        let rows = sqlx::query(BODIES).bind(self.bytes_max).bind(&page).fetch_all(conn).await?;
+        let events = self.checked(&rows)?;
+        if events.len() != page.len() {
+            return Err(LogError::TooOld);
+        }
+        // Only now: a page that Postgres did not answer for is asked for again.
+        self.keys.drain(..page.len());
+        let events = events.into_iter().filter(|event| self.wants(event)).collect();
+        Ok(Page { events, last: self.keys.is_empty() && self.keys_after.is_none() })
+    }
+
+    async fn keys(&self, conn: &mut PgConnection, each: i64, all: i64) -> Result<Vec<i64>, LogError> {
+        let Scope::Rooms(rooms) = &self.scope else { return Err(LogError::Broken("only rooms have keys")) };
+        let (lo, hi) = bounds(&self.ranges);
+        let statement = sqlx::query(KEYS).bind(lo).bind(hi).bind(rooms).bind(self.after).bind(each).bind(all);
+        let row = statement.fetch_one(conn).await?;
+        self.check(&row)?;
+        Ok(row.try_get("keys")?)
+    }
+
+    /// Hashes of names may meet: the name decides.
+    fn wants(&self, event: &Event) -> bool {
+        match &self.scope {
+            Scope::All(_) => true,
+            Scope::Rooms(rooms) => event.rooms.iter().any(|room| rooms.contains(room)),
+        }
+    }
+
+    /// The events of a page, when its own snapshot still holds all that the read promises. A page without events is one
+    /// row that has only the log's columns.
+    fn checked(&self, rows: &[PgRow]) -> Result<Vec<Event>, LogError> {
+        let first = rows.first().ok_or(LogError::Broken("crewcast.log has no row"))?;
+        self.check(first)?;
+        if first.try_get::<Option<i64>, _>("seq")?.is_none() {
+            return Ok(Vec::new());
+        }
+        Ok(rows.iter().map(Event::from_row).collect::<sqlx::Result<_>>()?)
+    }
+
+    fn check(&self, row: &PgRow) -> Result<(), LogError> {
+        let floor: Snapshot = row.try_get::<&str, _>("floor")?.parse().map_err(|_| LogError::Broken("no floor"))?;
+        if row.try_get::<&str, _>("epoch")? != self.reading.epoch().as_str() {
+            return Err(LogError::Foreign);
+        }
+        if !self.reading.from().includes(&floor) {
+            return Err(LogError::TooOld);
+        }
+        Ok(())
+    }
+}
+
+/// The event with this number, its payload whole.
+///
+/// # Errors
+/// When Postgres does not answer.
+pub async fn one(conn: &mut PgConnection, seq: i64) -> sqlx::Result<Option<Event>> {
+    let statement = concat!("select ", event_columns!(), " from crewcast.events where seq = $2");
+    sqlx::query_as(statement).bind(i64::MAX).bind(seq).fetch_optional(conn).await
+}
+
+/// The reads that lead from a position to `to`, and the seq each begins after: the rest of the read that the position
+/// lies in, if it does, then everything since.
+pub fn legs(from: &Position, to: &Snapshot) -> Vec<(Reading, i64)> {
+    let mut legs = Vec::with_capacity(2);
+    if let Some((rest, after)) = from.rest() {
+        legs.extend(Reading::new(from.epoch().clone(), from.base().clone(), rest.clone()).map(|leg| (leg, after)));
+    }
+    // A read from a position to itself is none.
+    legs.extend(Reading::new(from.epoch().clone(), from.reach().clone(), to.clone()).map(|leg| (leg, 0)));
+    legs
+}

@@ -1,0 +1,23 @@
+//! What handlers share: how requests are read and how problems are answered.
+//!
+//! Every extractor here refuses with an [`crate::error::Error`], so that a client gets the same
+//! kind of answer whatever was wrong. The three middlewares belong around the whole router, from
+//! the outside in: [`request::identify`], [`problem::render`], [`query::refuse_tokens_in_query`].
+
+pub mod body;
+pub mod cursor;
+pub mod etag;
+pub mod page;
+pub mod patch;
+pub mod problem;
+pub mod query;
+pub mod request;
+mod strict;
+
+pub use body::Body;
+pub use cursor::{CREWCAST_CURSOR, Seen};
+pub use etag::{IfMatch, etag};
+pub use page::{List, Page};
+pub use patch::{Patch, present};
+pub use query::{PathArg, Query};
+pub use request::RequestId;

@@ -1,0 +1,211 @@
+//! What the tests share: one Postgres for all of them, a database and servers for each, and a client that reads streams.
+
+use std::{path::PathBuf, sync::atomic::AtomicU32, sync::atomic::Ordering, time::Duration};
+
+use clap::Parser;
+use crewcast::{
+    app::Server,
+    auth::{Checks, Claims, Role, Roles, Verifier},
+    config::Config,
+    db::embedded::{Embedded, Options},
+    sse::{self, Frame},
+};
+use reqwest::{Method, RequestBuilder, StatusCode};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, postgres::PgConnectOptions};
+use tokio::sync::OnceCell;
+
+/// The secret of every test's tokens.
+pub const SECRET: &str = "a secret that only tests know, 32 bytes or more";
+/// Nothing that a test waits for takes this long on any machine; it only ends a test that has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+const FOLDERS: &str = "/tmp/crewcast-it-";
+
+/// The Postgres of this test binary: without fsync, gone with the process.
+async fn postgres() -> &'static PgConnectOptions {
+    static POSTGRES: OnceCell<(Embedded, PgConnectOptions)> = OnceCell::const_new();
+    let start = || async {
+        remove_leftovers();
+        let postgres = private_postgres(PathBuf::from(format!("{FOLDERS}{}", std::process::id())), false).await;
+        let options = postgres.connect_options();
+        // Migrated once; each test's database is a copy.
+        crewcast::app::migrate(&options).await.unwrap();
+        (postgres, options)
+    };
+    &POSTGRES.get_or_init(start).await.1
+}
+
+/// A Postgres of a test's own, for tests that kill or restore it.
+pub async fn private_postgres(data_dir: PathBuf, durable: bool) -> Embedded {
+    let options = Options { data_dir, bin_dir: None, fetch: true, durable, address: "a test".to_owned() };
+    Embedded::start(options, |_| {}).await.unwrap()
+}
+
+/// Folders of test runs whose process is gone.
+fn remove_leftovers() {
+    for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
+        let path = entry.path();
+        let pid = path.to_str().and_then(|path| path.strip_prefix(FOLDERS)).map(str::to_owned);
+        if pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(path);
+        }
+    }
+}
+
+/// A new database with the schema, as the URL that a server is given.
+pub async fn database() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let options = postgres().await;
+    let name = format!("test{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut admin = PgConnection::connect_with(&options.clone().database("postgres")).await.unwrap();
+    let statement = format!("create database {name} template crewcast");
+    // Two copies at once: the template must not be in use.
+    while let Err(error) = sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut admin).await {
+        assert_eq!(error.as_database_error().and_then(|db| db.code()).as_deref(), Some("55006"), "{error}");
+    }
+    url(options, &name)
+}
+
+/// The URL of a database of the Postgres behind these options.
+pub fn url(options: &PgConnectOptions, database: &str) -> String {
+    format!("postgres:///{database}?host={}&user=postgres", options.get_socket().unwrap().display())
+}
+
+/// A connection to a test's database.
+pub async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+/// Runs one statement.
+pub async fn sql(conn: &mut PgConnection, statement: &str) {
+    sqlx::query(AssertSqlSafe(statement.to_owned())).execute(conn).await.unwrap();
+}
+
+/// A server, with the settings given as on a command line.
+pub async fn server(url: &str, arguments: &[&str]) -> Server {
+    Server::start(config(url, arguments), |_| {}).await.unwrap()
+}
+
+/// The settings of a server on this database.
+pub fn config(url: &str, arguments: &[&str]) -> Config {
+    #[derive(Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        config: Config,
+    }
+    let fixed = ["crewcast", "--listen=127.0.0.1:0", "--database-connections=10", "--database-url", url];
+    let fixed = fixed.into_iter().chain(["--jwt-secret", SECRET]);
+    Arguments::parse_from(fixed.chain(arguments.iter().copied())).config
+}
+
+/// A token of these roles, good for an hour.
+pub fn token(sub: &str, roles: &[Role]) -> String {
+    let exp = (time::OffsetDateTime::now_utc() + Duration::from_secs(3600)).unix_timestamp();
+    mint(&Claims { roles: Roles::of(roles.iter().copied()), ..Claims::new(sub.parse().unwrap(), exp) })
+}
+
+/// A token of these claims.
+pub fn mint(claims: &Claims) -> String {
+    Verifier::from_secret(SECRET.as_bytes(), Checks::default()).unwrap().mint(claims).unwrap()
+}
+
+/// Somebody who calls a server.
+#[derive(Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Client {
+    /// An admin named ana.
+    pub fn admin(server: &Server) -> Self {
+        Self::new(server, &token("ana", &[Role::Admin]))
+    }
+
+    /// Whoever the token says.
+    pub fn new(server: &Server, token: &str) -> Self {
+        Self { http: reqwest::Client::new(), base: format!("http://{}", server.address), token: token.to_owned() }
+    }
+
+    /// A request to build on.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
+    }
+
+    /// Sends JSON; the status and the answer, null when it is empty.
+    pub async fn send(&self, method: Method, path: &str, body: Value) -> (StatusCode, Value) {
+        let response = self.request(method, path).json(&body).send().await.unwrap();
+        let status = response.status();
+        let text = response.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    /// Reads; the `Crewcast-Cursor` and the answer.
+    pub async fn read(&self, path: &str) -> (String, Value) {
+        let response = self.request(Method::GET, path).send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        let cursor = response.headers()["crewcast-cursor"].to_str().unwrap().to_owned();
+        (cursor, response.json().await.unwrap())
+    }
+
+    /// A new project in a division, which is made if need be: its id.
+    pub async fn project(&self, division: &str) -> String {
+        self.send(Method::PUT, &format!("/v1/divisions/{division}"), serde_json::json!({ "name": division })).await;
+        let body = serde_json::json!({ "name": "North tower", "division": division });
+        let (status, project) = self.send(Method::POST, "/v1/projects", body).await;
+        assert_eq!(status, StatusCode::CREATED, "{project}");
+        project["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Opens a stream; `query` is what follows the question mark. An empty id is none.
+    pub async fn stream(&self, query: &str, last_event_id: &str) -> Stream {
+        let request = self.request(Method::GET, &format!("/events?{query}")).header("last-event-id", last_event_id);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        Stream { response, parser: sse::Parser::resuming(last_event_id), frames: Default::default() }
+    }
+}
+
+/// An open stream.
+pub struct Stream {
+    response: reqwest::Response,
+    parser: sse::Parser,
+    frames: std::collections::VecDeque<Frame>,
+}
+
+impl Stream {
+    /// The next frame that is no heartbeat; none at the end of the stream.
+    pub async fn next(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next_or_beat().await?;
+            if frame.event != "heartbeat" {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The next frame; none at the end of the stream.
+    pub async fn next_or_beat(&mut self) -> Option<Frame> {
+        while self.frames.is_empty() {
+            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("a silent stream");
+            let frames = self.parser.push(&chunk.ok()??);
+            self.frames.extend(frames);
+        }
+        self.frames.pop_front()
+    }
+
+    /// The next frame, which must be of this type, and its data.
+    pub async fn expect(&mut self, kind: &str) -> (Frame, Value) {
+        let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended before {kind}"));
+        assert_eq!(frame.event, kind, "{}", frame.data);
+        let data = serde_json::from_str(&frame.data).unwrap();
+        (frame, data)
+    }
+
+    /// The id to resume from, as a browser would.
+    pub fn last_id(&self) -> &str {
+        self.parser.last_id()
+    }
+}
