@@ -120,28 +120,35 @@ impl Pump {
     async fn advance(&mut self, conn: &mut PgConnection, now: Now, asked: u64) -> Result<(), LogError> {
         let to = now.position();
         if to.epoch() != self.last.epoch() {
-            return Ok(self.renewed(&now, asked));
+            self.renewed(&now, asked);
+            return Ok(());
         }
         if !now.snapshot.includes(self.last.base()) {
             // Only a database that was set back does that; a new connection finds out.
             return Err(LogError::Broken("its newest position lacks what was already read"));
         }
         if to == self.last {
-            return Ok(self.announce(&now, asked, 0));
+            self.announce(&now, asked, 0);
+            return Ok(());
         }
         if now.fresh.is_empty() {
             let read = self.announce_read(&now, asked);
-            return Ok(self.settle(read, to));
+            self.settle(read, to);
+            return Ok(());
         }
         if now.fresh.len() > usize::try_from(FRESH_MAX).expect("a small constant") {
-            return Ok(self.skip(&now, asked));
+            self.skip(&now, asked);
+            return Ok(());
         }
         let reading = Reading::new(to.epoch().clone(), self.last.base().clone(), now.snapshot.clone())
             .expect("the new position is another one and includes the last");
         let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
         // Announced only once its first events are here: a read that fails before that has never been.
         let page = match reader.page(conn).await {
-            Err(LogError::TooOld) => return Ok(self.skip(&now, asked)),
+            Err(LogError::TooOld) => {
+                self.skip(&now, asked);
+                return Ok(());
+            }
             page => page?,
         };
         let read = self.announce_read(&now, asked);

@@ -12,7 +12,7 @@ use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
-    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until},
+    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,9 @@ use crate::{
 const RETRY_MS: u64 = 2000;
 /// How long a session waits for Postgres before it asks for a page again.
 const PAGE_RETRY: Duration = Duration::from_millis(250);
+
+/// How long a new stream waits for the pump to look at the log.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What every session is told.
 #[derive(Debug, Clone)]
@@ -155,6 +158,9 @@ impl Session {
         opening: Opening,
         stop: CancellationToken,
     ) -> Result<Self, Error> {
+        if !db.is_reachable() {
+            return Err(out_of_reach());
+        }
         let (mut live, mut tail) = hub.attach();
         let mut start = Start::Live;
         if let Some(text) = &opening.last_event_id {
@@ -162,7 +168,7 @@ impl Session {
                 Ok(position) => {
                     if !reaches(&tail, &position) {
                         // Another node, or a read of the state, was faster than our pump.
-                        hub.catch_up().await;
+                        timeout(CATCH_UP_TIMEOUT, hub.catch_up()).await.map_err(|_| out_of_reach())?;
                         (live, tail) = hub.attach();
                     }
                     start = judge(&db, &settings, &opening.rooms, position, &tail).await?;
@@ -422,6 +428,10 @@ enum Start {
     Live,
     Replay(Position, VecDeque<Reader>),
     Reset(Reset),
+}
+
+fn out_of_reach() -> Error {
+    Error::unavailable("The database is out of reach.")
 }
 
 fn reaches(tail: &Tail, position: &Position) -> bool {

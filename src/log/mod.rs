@@ -51,11 +51,11 @@
 //!    a read that began later it does. If not even then, the position is none of this log's. A standby shows an empty
 //!    `xip` (src `procarray.c`: in recovery the running ids are kept among the subtransactions), so a connection to one is
 //!    refused by [`epoch::verify`].
-//! 10. **The floor.** What the floor contains may be deleted. Every statement that reads a page returns the floor of its own
-//!    snapshot, and the page counts only if the position it reads from includes that floor: a check before the read would
-//!    miss a deletion between two pages.
-//! 11. **Another cluster** counts from elsewhere, and a database that was set back counts again what it counted before. Both
-//!    are told by [`epoch`]: the log goes on under a new epoch, and every position of before is foreign.
+//! 10. **The floor.** What the floor contains may be deleted. Every statement that reads a page returns the floor of its
+//!     own snapshot, and the page counts only if the position it reads from includes that floor: a check before the read
+//!     would miss a deletion between two pages.
+//! 11. **Another cluster** counts from elsewhere, and a database that was set back counts again what it counted before.
+//!     Both are told by [`epoch`]: the log goes on under a new epoch, and every position of before is foreign.
 //!
 //! P3 holds for a caller of `publish` that publishes after the write whose lock orders it. It does not for one that
 //! publishes first, in a CTE that does not depend on the write, in a `BEFORE INSERT` trigger, or under an advisory lock that is

@@ -10,9 +10,10 @@ async fn a_change_posted_is_a_change_seen() {
     let server = server(&database().await, &[]).await;
     let ana = Client::admin(&server);
     let id = ana.project("north").await;
-    let mut stream = ana.stream(&format!("rooms=project:{id}"), "").await;
+    let (cursor, _) = ana.read(&format!("/v1/projects/{id}")).await;
+    let mut stream = ana.stream(&format!("rooms=project:{id}"), &cursor).await;
     let (_, open) = stream.expect("stream:open").await;
-    assert_eq!(open["resume"], "live");
+    assert_eq!(open["resume"], "replayed");
     assert_eq!(open["rooms"], json!([format!("project:{id}"), "user:ana"]));
     let change = json!({ "name": "South tower", "status": "active" });
     let (status, changed) = ana.send(Method::PATCH, &format!("/v1/projects/{id}"), change).await;

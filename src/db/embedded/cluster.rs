@@ -202,6 +202,7 @@ impl Cluster {
                 if leftover::of(pid, &self.data) != Leftover::Postmaster {
                     return Ok(());
                 }
+                #[expect(clippy::disallowed_methods, reason = "this is a thread of its own")]
                 std::thread::sleep(TICK);
             }
         }

@@ -150,6 +150,7 @@ fn pack(folder: &Path, platform: &str, stopping: &dyn Fn() -> bool) -> Result<Pa
                 not_found("none is installed, and npm could not fetch one in 5 minutes")
             });
         }
+        #[expect(clippy::disallowed_methods, reason = "this is a thread of its own")]
         std::thread::sleep(NPM_TICK);
     };
     let files = fs::read_dir(folder).map_err(StartError::at(folder))?.flatten().map(|entry| entry.path());

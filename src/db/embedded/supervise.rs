@@ -238,6 +238,7 @@ fn shut_down(mut child: Child) {
             if ended(&mut child).is_some() {
                 return;
             }
+            #[expect(clippy::disallowed_methods, reason = "this is a thread of its own")]
             std::thread::sleep(START_TICK);
         }
     }

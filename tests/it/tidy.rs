@@ -1,0 +1,54 @@
+//! The layering that ARCHITECTURE.md tells of, read from the imports.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
+}
+
+/// The files of `part` that mention `crate::{forbidden}`, alone or in a braced list.
+fn offenders(part: &str, forbidden: &[&str]) -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = src.join(part);
+    let files = if root.is_dir() { sources(&root) } else { vec![src.join(format!("{part}.rs"))] };
+    let uses = |text: &str, module: &str| {
+        let listed = text.split("use crate::{").skip(1).filter_map(|rest| rest.split("};").next());
+        let mut items = listed.flat_map(|list| list.lines().flat_map(|line| line.split(", ")));
+        text.contains(&format!("crate::{module}"))
+            || items.any(|item| item.trim().split([':', ',']).next() == Some(module))
+    };
+    let offends = |file: &PathBuf| {
+        let text = fs::read_to_string(file).unwrap();
+        let code: String =
+            text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+        forbidden.iter().find(|module| uses(&code, module)).map(|module| format!("{} uses {module}", file.display()))
+    };
+    files.iter().filter_map(offends).collect()
+}
+
+#[test]
+fn the_machine_knows_neither_the_domain_nor_http() {
+    for part in ["log", "hub", "sse"] {
+        assert_eq!(offenders(part, &["domain", "http", "auth", "web", "app", "cli"]), [""; 0]);
+    }
+}
+
+#[test]
+fn the_wire_format_imports_nothing_of_ours() {
+    let all = ["app", "auth", "cli", "config", "db", "domain", "error", "http", "hub", "ids", "log", "web"];
+    assert_eq!(offenders("sse", &all), [""; 0]);
+}
+
+#[test]
+fn the_domain_appends_and_never_sends() {
+    assert_eq!(offenders("domain", &["hub", "sse", "http", "app", "cli", "config"]), [""; 0]);
+}
+
+#[test]
+fn a_layer_that_is_crossed_is_found() {
+    assert!(!offenders("http", &["domain"]).is_empty() && !offenders("app", &["hub"]).is_empty());
+}
