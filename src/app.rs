@@ -5,7 +5,7 @@ use std::{future::IntoFuture as _, net::SocketAddr, os::unix::fs::OpenOptionsExt
 use anyhow::{Context as _, bail};
 use axum::{extract::FromRef, serve::ListenerExt as _};
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -20,6 +20,9 @@ use crate::{
     hub::{Hub, Pump, PumpSettings, SessionSettings},
     log::epoch::Failover,
 };
+
+/// Connections that may wait to be accepted; the kernel's own bound may be lower.
+const BACKLOG: u32 = 4096;
 
 /// What every handler can reach. Cheap to clone.
 #[derive(Clone, FromRef)]
@@ -66,6 +69,7 @@ impl Server {
     /// One line that says what to do about it.
     pub async fn start(config: Config, say: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
         let config = Arc::new(config);
+        let socket = bind(config.listen)?;
         let verifier = Arc::new(verifier(&config, &say)?);
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
@@ -75,7 +79,7 @@ impl Server {
         tasks.spawn(pump.run(stop.clone()));
         let session = Arc::new(session_settings(&config));
         let app = App { config, db, hub, verifier, session, draining };
-        let (address, serving) = listen(&app).await?;
+        let (address, serving) = listen(&app, socket)?;
         Ok(Self { address, app, postgres, stop, tasks, serving })
     }
 
@@ -124,11 +128,11 @@ fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<Verifier> {
 pub fn configured_verifier(keys: &Keys) -> anyhow::Result<Verifier> {
     let checks = Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() };
     if let Some(secret) = &keys.jwt_secret {
-        return Verifier::from_secret(secret.reveal().as_bytes(), checks).context("CREWCAST_JWT_SECRET");
+        return Ok(Verifier::from_secret(secret.reveal().as_bytes(), checks)?);
     }
     if let Some(file) = &keys.jwt_public_key {
         let pem = std::fs::read(file).with_context(|| format!("CREWCAST_JWT_PUBLIC_KEY {}", file.display()))?;
-        return Verifier::from_public_pem(&pem, checks).context("CREWCAST_JWT_PUBLIC_KEY");
+        return Ok(Verifier::from_public_pem(&pem, checks)?);
     }
     let file = keys.data_dir.join(SECRET_FILE);
     let secret = std::fs::read_to_string(&file).with_context(|| {
@@ -182,7 +186,9 @@ async fn postgres(
 /// One line; it never shows the password.
 pub async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
     let at = format!("Postgres at {}:{}", options.get_host(), options.get_port());
-    let mut conn = PgConnection::connect_with(options).await.with_context(|| format!("{at} cannot be reached"))?;
+    let conn = PgConnection::connect_with(options).await;
+    // sqlx repeats the cause in its own words: the chain would say it twice.
+    let mut conn = conn.map_err(|error| anyhow::anyhow!("{at} (DATABASE_URL) cannot be reached: {error}"))?;
     let version: i32 =
         sqlx::query_scalar("select current_setting('server_version_num')::int").fetch_one(&mut conn).await?;
     if version < 150_000 {
@@ -192,11 +198,22 @@ pub async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
     Ok(conn.close().await?)
 }
 
-async fn listen(app: &App) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>)> {
+/// Takes the address without listening yet: that it is taken shows before anything was started.
+fn bind(listen: SocketAddr) -> anyhow::Result<TcpSocket> {
+    let bind = || {
+        let socket = if listen.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(listen)?;
+        std::io::Result::Ok(socket)
+    };
+    bind().with_context(|| format!("--listen {listen} (CREWCAST_LISTEN): choose another address, such as 127.0.0.1:0"))
+}
+
+fn listen(app: &App, socket: TcpSocket) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>)> {
     let listen = app.config.listen;
-    let listener = TcpListener::bind(listen)
-        .await
-        .with_context(|| format!("--listen {listen}: choose another address, such as 127.0.0.1:0"))?;
+    let listener = socket
+        .listen(BACKLOG)
+        .with_context(|| format!("--listen {listen} (CREWCAST_LISTEN): choose another address, such as 127.0.0.1:0"))?;
     let address = listener.local_addr()?;
     // Events are small and must not wait for more to fill a packet.
     let listener = listener.tap_io(|stream| {

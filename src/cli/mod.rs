@@ -84,8 +84,8 @@ fn one_line(error: &clap::Error) -> String {
         return format!("{flag} ({}) cannot be '{value}': {why}", variable(&name));
     }
     let text = error.to_string();
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("Usage:"));
-    let text: Vec<&str> = lines.filter(|line| !line.starts_with("For more information")).collect();
+    let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let text: Vec<&str> = lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")).collect();
     format!("{} (see --help)", text.join(" ").trim_start_matches("error: "))
 }
 

@@ -1,5 +1,6 @@
 //! Tests of the whole service, on a real Postgres.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
 mod embedded;
 mod first;
