@@ -194,7 +194,8 @@ pub async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
     if version < 150_000 {
         bail!("{at} is version {}: crewcast needs Postgres 15 or newer", version / 10_000);
     }
-    db::migrate(&mut conn).await.with_context(|| format!("{at}: the schema could not be brought up to date"))?;
+    let migrated = db::migrate(&mut conn).await;
+    migrated.map_err(|error| anyhow::anyhow!("{at}: the schema could not be brought up to date: {error}"))?;
     Ok(conn.close().await?)
 }
 

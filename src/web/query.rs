@@ -34,7 +34,9 @@ fn bad_path(rejection: PathRejection) -> Error {
     if rejection.status().is_server_error() {
         return Error::internal(rejection);
     }
-    Error::new(Code::InvalidPath, format!("{}.", rejection.body_text()))
+    // Without the name of the type that it is not: that is a word of our language.
+    let text = rejection.body_text();
+    Error::new(Code::InvalidPath, format!("{}.", text.split(" to a `").next().unwrap_or(&text)))
 }
 
 /// The query string, read as a `T`; refused with 400 `invalid_query`. Unknown parameters are
@@ -102,7 +104,7 @@ pub async fn refuse_tokens_in_query(request: Request, next: Next) -> Response {
     if holds_token(&percent_decoded(query)) {
         return Error::new(
             Code::TokenInQuery,
-            "Send the token as `Authorization: Bearer`, or get a ticket for a stream, and consider \
+            "Send the token as `Authorization: Bearer`, and consider \
              this token known to others.",
         )
         .into_response();

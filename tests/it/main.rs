@@ -5,5 +5,6 @@
 mod cli;
 mod embedded;
 mod first;
+mod start;
 mod support;
 mod tidy;

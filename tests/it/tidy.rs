@@ -52,3 +52,27 @@ fn the_domain_appends_and_never_sends() {
 fn a_layer_that_is_crossed_is_found() {
     assert!(!offenders("http", &["domain"]).is_empty() && !offenders("app", &["hub"]).is_empty());
 }
+
+/// The paths of the routes in a file, below `base`.
+fn routes(file: &Path, base: &str) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let paths = text.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next());
+    paths.map(|path| format!("{base}{path}")).collect()
+}
+
+#[test]
+fn the_document_has_every_route_and_no_other_and_every_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let domain = sources(&root.join("src/domain"));
+    let mut routes: Vec<String> = domain.iter().flat_map(|file| routes(file, "/v1")).collect();
+    routes.extend(self::routes(&root.join("src/http/mod.rs"), ""));
+    let document = fs::read_to_string(root.join("openapi.yaml")).unwrap();
+    let paths = document.lines().filter_map(|line| line.strip_prefix("  /")?.strip_suffix(':'));
+    let mut documented: Vec<String> = paths.map(|path| format!("/{path}")).collect();
+    routes.sort();
+    documented.sort();
+    assert_eq!(documented, routes);
+    for code in crewcast::error::Code::ALL {
+        assert!(document.contains(code.as_str()), "{code}");
+    }
+}
