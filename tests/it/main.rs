@@ -2,4 +2,5 @@
 
 mod embedded;
 mod first;
+mod model;
 mod support;
