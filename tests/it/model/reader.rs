@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crewcast::sse::{Frame, Parser};
@@ -29,12 +29,22 @@ pub(super) struct Reader {
     cut: bool,
     arrived: Arc<AtomicU64>,
     seen: Vec<Seen>,
+    /// When the last event came.
+    heard: Instant,
 }
 
 impl Reader {
     /// Each connection goes to one of the clients' nodes.
     pub(super) fn new(clients: Vec<Client>, rooms: &[&str], rng: Rng, cut: bool, arrived: Arc<AtomicU64>) -> Self {
-        Self { clients, query: format!("rooms={}", rooms.join(",")), rng, cut, arrived, seen: Vec::new() }
+        Self {
+            clients,
+            query: format!("rooms={}", rooms.join(",")),
+            rng,
+            cut,
+            arrived,
+            seen: Vec::new(),
+            heard: Instant::now(),
+        }
     }
 
     /// Reads from this id to the event that ends the run.
@@ -81,10 +91,11 @@ impl Reader {
     fn is_end(&mut self, frame: Frame) -> bool {
         match frame.event.as_str() {
             END => return true,
-            "heartbeat" => {}
+            "heartbeat" => assert!(self.heard.elapsed() < PATIENCE, "the end does not come"),
             "stream:open" => assert!(frame.data.contains(r#""resume":"replayed""#), "{}", frame.data),
             "stream:reset" | "stream:closing" => panic!("{}: {}", frame.event, frame.data),
             _ => {
+                self.heard = Instant::now();
                 let data: Value = serde_json::from_str(&frame.data).unwrap();
                 let seq = data["meta"]["seq"].as_i64().unwrap();
                 self.seen.push(Seen { seq, kind: frame.event, data: frame.data });
