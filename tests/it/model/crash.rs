@@ -220,9 +220,18 @@ async fn postgres_may_be_killed_again_and_again() {
     let cluster = Cluster::start(true, &["max_prepared_transactions = 20", "wal_writer_delay = '10s'"]).await;
     let mut rng = Rng::seeded();
     let run = Run::start(&cluster.url, &mut rng, true).await;
-    for _ in 0..6 {
+    for _ in 0..3 {
         run.until_arrived(100 + rng.below(300) as u64).await;
         cluster.crash(if rng.one_in(2) { Signal::SIGQUIT } else { Signal::SIGKILL }).await;
+        // And once with many ids in memory, positions that could claim them, and no commit that flushes.
+        run.until_arrived(100).await;
+        let quiet = run.gate.write().await;
+        let mut conn = connect(&cluster.url).await;
+        let wal_writer = stop_wal_writer(&mut conn).await;
+        take_ids(&mut conn, 1000).await.unwrap();
+        run.look().await;
+        cluster.crash_stopped(wal_writer).await;
+        drop(quiet);
     }
     run.until_arrived(200).await;
     run.finish(&mut rng).await;

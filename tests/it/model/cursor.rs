@@ -26,7 +26,7 @@ async fn a_read_and_the_stream_from_its_cursor_make_the_later_state() {
     sql(&mut open, "begin").await;
     sql(&mut open, "select pg_current_xact_id()").await;
     let mut writers = tokio::task::JoinSet::new();
-    writers.spawn(burn(url.clone(), stop.clone(), false));
+    writers.spawn(burn(url.clone(), stop.clone(), Default::default(), false));
     for (nth, client) in caller("writer").into_iter().enumerate() {
         writers.spawn(write(client, path.clone(), nth, stop.clone()));
     }

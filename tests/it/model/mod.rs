@@ -82,6 +82,8 @@ struct Ledger {
     unknown: BTreeSet<String>,
 }
 
+type Gate = Arc<tokio::sync::RwLock<()>>;
+
 /// Writers and readers at work on two nodes.
 struct Run {
     url: String,
@@ -90,6 +92,8 @@ struct Run {
     /// Events that arrived at all readers together.
     arrived: Arc<AtomicU64>,
     stop: CancellationToken,
+    /// Held by each writer while it writes: who has it alone has quiet.
+    gate: Gate,
     writers: JoinSet<()>,
     readers: Vec<(Vec<String>, JoinHandle<Vec<Seen>>)>,
     /// Where all readers begin.
@@ -115,6 +119,7 @@ impl Run {
             ledger: Arc::default(),
             arrived: Arc::default(),
             stop: CancellationToken::new(),
+            gate: Gate::default(),
             writers: JoinSet::new(),
             readers: Vec::new(),
             from,
@@ -148,13 +153,21 @@ impl Run {
     async fn start_writers(&mut self, rng: &mut Rng, projects: &[String; 2], losing: bool) {
         for name in WRITERS {
             let writer = self.writer(name, rng).await;
-            self.writers.spawn(writer.run(self.stop.clone(), losing));
+            self.writers.spawn(writer.run(self.stop.clone(), self.gate.clone(), losing));
         }
         for (nth, project) in projects.iter().enumerate() {
             let (clients, ledger) = (self.clients(&format!("rest{nth}")), self.ledger.clone());
-            self.writers.spawn(patch(clients, project.clone(), rng.fork(), ledger, self.stop.clone(), losing));
+            self.writers.spawn(patch(
+                clients,
+                project.clone(),
+                rng.fork(),
+                ledger,
+                self.stop.clone(),
+                self.gate.clone(),
+                losing,
+            ));
         }
-        self.writers.spawn(burn(self.url.clone(), self.stop.clone(), losing));
+        self.writers.spawn(burn(self.url.clone(), self.stop.clone(), self.gate.clone(), losing));
     }
 
     /// A writer over a connection of its own.
@@ -172,6 +185,19 @@ impl Run {
         let target = self.arrived.load(Ordering::Relaxed) + more;
         let arrived = eventually(async || (self.arrived.load(Ordering::Relaxed) >= target).then_some(()));
         arrived.await.expect("the readers get no more events");
+    }
+
+    /// Makes both nodes take a position that includes now.
+    async fn look(&self) {
+        let admins: Vec<Client> = self.nodes.iter().map(Client::admin).collect();
+        for node in &admins {
+            let read = answer(node, "/v1/projects", "").await;
+            let cursor = read.headers()["crewcast-cursor"].to_str().unwrap();
+            for node in &admins {
+                // It answers when the node's own position has reached the cursor.
+                answer(node, "/events", cursor).await;
+            }
+        }
     }
 
     /// Ends the writers, lets everybody read to the end, and compares with the log.
@@ -289,6 +315,15 @@ fn compare_with_reader(
         let text = texts.entry(event.seq).or_insert_with(|| event.data.clone());
         assert_eq!(*text, event.data, "{who}: the same bytes for everybody");
     }
+}
+
+/// The answer of a node, which may have to notice first that its connections to Postgres were lost.
+async fn answer(node: &Client, path: &str, last_event_id: &str) -> reqwest::Response {
+    let answered = eventually(async || {
+        let request = node.request(reqwest::Method::GET, path).header("last-event-id", last_event_id);
+        request.send().await.unwrap().error_for_status().ok()
+    });
+    answered.await.unwrap_or_else(|| panic!("{path} is not answered any more"))
 }
 
 /// Asks until there is an answer; none only when the test has failed.

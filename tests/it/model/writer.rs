@@ -10,7 +10,7 @@ use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio_util::sync::CancellationToken;
 
-use super::{Ledger, Rng, SHARED, TOPICS};
+use super::{Gate, Ledger, Rng, SHARED, TOPICS};
 use crate::support::{Client, PATIENCE, connect};
 
 /// Changes counters and publishes each change in the same transaction.
@@ -39,8 +39,9 @@ impl Writer {
     }
 
     /// One transaction after the other until told to stop.
-    pub(super) async fn run(mut self, stop: CancellationToken, losing: bool) {
+    pub(super) async fn run(mut self, stop: CancellationToken, gate: Gate, losing: bool) {
         while !stop.is_cancelled() {
+            let _writing = gate.read().await;
             if let Err(error) = self.transaction().await {
                 assert!(losing, "{}: {error}", self.name);
                 self.recover().await;
@@ -229,12 +230,14 @@ pub(super) async fn patch(
     mut rng: Rng,
     ledger: Arc<Mutex<Ledger>>,
     stop: CancellationToken,
+    gate: Gate,
     losing: bool,
 ) {
     for nth in 0.. {
         if stop.is_cancelled() {
             return;
         }
+        let _writing = gate.read().await;
         let mark = format!("{project}-{nth}");
         let marks = ["name", "notes"].map(|field| format!("{mark}/{field}"));
         let client = &clients[rng.below(clients.len())];
@@ -252,9 +255,10 @@ pub(super) async fn patch(
 }
 
 /// Takes transaction ids and rolls back, without writing anything.
-pub(super) async fn burn(url: String, stop: CancellationToken, losing: bool) {
+pub(super) async fn burn(url: String, stop: CancellationToken, gate: Gate, losing: bool) {
     let mut conn = connect(&url).await;
     while !stop.is_cancelled() {
+        let _writing = gate.read().await;
         if let Err(error) = take_ids(&mut conn, 20).await {
             assert!(losing, "{error}");
             conn = reconnect(&url).await;
