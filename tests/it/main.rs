@@ -5,6 +5,7 @@
 mod cli;
 mod embedded;
 mod first;
+mod model;
 mod start;
 mod support;
 mod tidy;
