@@ -14,7 +14,7 @@ use crate::{
     db::Db,
     log::{
         self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
-        epoch::{self, Failover},
+        epoch::{self, Failover, Proof},
         retention,
     },
     sse,
@@ -48,8 +48,8 @@ pub struct Pump {
     hub: Arc<Hub>,
     /// The position up to which everything was sent, inside a read while that is being routed.
     last: Position,
-    /// The `(seq, xact)` of the events last sent: after a reconnect they must still be there.
-    proof: Vec<(i64, i64)>,
+    /// The events last sent: after a reconnect they must still be there.
+    proof: Vec<Proof>,
     /// Events sent since a position was noted.
     unmarked: i64,
     marked: Option<Instant>,
@@ -184,7 +184,7 @@ impl Pump {
                 None => reader.page(conn).await?,
             };
             if !page.events.is_empty() {
-                self.proof = page.events.iter().map(|event| (event.seq, event.xact)).collect();
+                self.proof = page.events.iter().map(Proof::from).collect();
             }
             let end = page.events.len();
             for (nth, event) in page.events.into_iter().enumerate() {

@@ -6,8 +6,9 @@
 //! position of before is recognised as foreign and every client is told to read its state again.
 
 use sqlx::{Acquire as _, PgConnection};
+use time::OffsetDateTime;
 
-use super::{LogError, Now, Position, Snapshot};
+use super::{Event, LogError, Now, Position, Snapshot};
 
 /// What to do about positions when the cluster's timeline has changed, as it does when a standby is promoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +17,21 @@ pub enum Failover {
     Lossy,
     /// The operator says that nothing is ever lost (synchronous standbys only): positions stay good.
     Lossless,
+}
+
+/// An event that was read, as it can be recognised. A database that was set back and went on hands out the same numbers
+/// again, in the same order: the time tells the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    seq: i64,
+    xact: i64,
+    at: OffsetDateTime,
+}
+
+impl From<&Event> for Proof {
+    fn from(event: &Event) -> Self {
+        Self { seq: event.seq, xact: event.xact, at: event.at }
+    }
 }
 
 /// What a log and its cluster say of themselves.
@@ -53,14 +69,14 @@ pub async fn identity(conn: &mut PgConnection) -> Result<Identity, LogError> {
 /// Makes sure, on a new connection, that the log goes on where it was, and adopts it otherwise. Returns why a new epoch
 /// began, if one did.
 ///
-/// `last` is the position last read here and the `(seq, xact)` of some events that it covers: both must still hold.
+/// `last` is the position last read here and some events that it covers: both must still hold.
 ///
 /// # Errors
 /// When Postgres does not answer, or is a standby.
 pub async fn verify(
     conn: &mut PgConnection,
     failover: Failover,
-    last: Option<(&Position, &[(i64, i64)])>,
+    last: Option<(&Position, &[Proof])>,
 ) -> Result<Option<&'static str>, LogError> {
     let identity = identity(conn).await?;
     let Some(reason) = broken(conn, &identity, failover, last).await? else {
@@ -78,7 +94,7 @@ async fn broken(
     conn: &mut PgConnection,
     identity: &Identity,
     failover: Failover,
-    last: Option<(&Position, &[(i64, i64)])>,
+    last: Option<(&Position, &[Proof])>,
 ) -> Result<Option<&'static str>, LogError> {
     if identity.sysid != identity.log_sysid {
         return Ok(Some("the log was restored into another cluster"));
@@ -90,24 +106,26 @@ async fn broken(
         Err(LogError::Ahead) => return Ok(Some("the log is ahead of its cluster")),
         now => now?,
     };
-    let Some((last, proof)) = last.filter(|(last, _)| *last.epoch() == now.epoch) else { return Ok(None) };
+    // Also when the epoch is another one: it may be an older one, from a copy made before it was renewed.
+    let Some((last, proof)) = last else { return Ok(None) };
     let intact = now.snapshot.includes(last.reach()) && holds(conn, &now, proof).await?;
     Ok((!intact).then_some("the database was set back"))
 }
 
 /// Whether these events are still in the log, under the same transactions, but for those that were let go.
-async fn holds(conn: &mut PgConnection, now: &Now, proof: &[(i64, i64)]) -> sqlx::Result<bool> {
-    let kept = proof.iter().filter(|(_, xact)| !now.floor.contains(xact.cast_unsigned()));
-    let (seqs, xacts): (Vec<i64>, Vec<i64>) = kept.copied().unzip();
+async fn holds(conn: &mut PgConnection, now: &Now, proof: &[Proof]) -> sqlx::Result<bool> {
+    let kept: Vec<&Proof> = proof.iter().filter(|proof| !now.floor.contains(proof.xact.cast_unsigned())).collect();
     let found: i64 = sqlx::query_scalar(
-        "select count(*) from unnest($1::bigint[], $2::bigint[]) as proof (seq, xact)
-         where exists (select from crewcast.events event where event.seq = proof.seq and event.xact = proof.xact)",
+        "select count(*) from unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) as proof (seq, xact, at)
+         where exists (select from crewcast.events event
+                       where event.seq = proof.seq and event.xact = proof.xact and event.at = proof.at)",
     )
-    .bind(&seqs)
-    .bind(xacts)
+    .bind(kept.iter().map(|proof| proof.seq).collect::<Vec<_>>())
+    .bind(kept.iter().map(|proof| proof.xact).collect::<Vec<_>>())
+    .bind(kept.iter().map(|proof| proof.at).collect::<Vec<_>>())
     .fetch_one(conn)
     .await?;
-    Ok(usize::try_from(found) == Ok(seqs.len()))
+    Ok(usize::try_from(found) == Ok(kept.len()))
 }
 
 /// Begins a new epoch if the log still has the epoch `old`; returns the epoch now in force. A log that another cluster

@@ -48,6 +48,8 @@ pub struct Event {
     pub seq: i64,
     /// The transaction that published it, in the log's own count.
     pub xact: i64,
+    /// When it was appended.
+    pub at: OffsetDateTime,
     /// Its name, such as `project:updated`.
     pub kind: String,
     /// The rooms it is addressed to.
@@ -76,8 +78,8 @@ impl FromRow<'_, PgRow> for Event {
             version: row.try_get("version")?,
             mutation_id: row.try_get("mutation_id")?,
         };
-        let data = line(row.try_get("data")?, &meta);
-        Ok(Self { seq, xact: row.try_get("xact")?, kind: row.try_get("type")?, data, rooms })
+        let (at, data) = (meta.at, line(row.try_get("data")?, &meta));
+        Ok(Self { seq, xact: row.try_get("xact")?, at, kind: row.try_get("type")?, data, rooms })
     }
 }
 

@@ -45,9 +45,9 @@ pub struct Page {
     pub last: bool,
 }
 
-/// `$1`: ranges' lower ends, `$2`: upper ends, `$3`: rooms, `$4`: after, `$5`: rows from one range and room at most,
+/// The numbers of the events in some rooms. `$1`: ranges' lower ends, `$2`: upper ends, `$3`: rooms, `$4`: after, `$5`: rows from one range and room at most,
 /// `$6`: rows at most. The ordered lateral with its limit stays on the index in generic plans as well.
-pub(super) const KEYS: &str = "
+pub const KEYS: &str = "
     select log.epoch, log.floor, array(
         select distinct key.seq
         from unnest($1::bigint[], $2::bigint[]) as range (lo, hi)
@@ -58,8 +58,8 @@ pub(super) const KEYS: &str = "
         order by key.seq limit $6) as keys
     from crewcast.log";
 
-/// `$1`: the largest payload in bytes, `$2`: the events' numbers, ascending.
-pub(super) const BODIES: &str = concat!(
+/// The events with these numbers. `$1`: the largest payload in bytes, `$2`: the events' numbers, ascending.
+pub const BODIES: &str = concat!(
     "select log.epoch, log.floor, event.*
      from crewcast.log
      left join (select body.* from unnest($2::bigint[]) with ordinality as key (seq, nth)
@@ -69,8 +69,8 @@ pub(super) const BODIES: &str = concat!(
                 order by key.nth) as event on true"
 );
 
-/// `$1`: the largest payload in bytes, `$2`: transactions, `$3`: after, `$4`: rows at most.
-pub(super) const TRANSACTIONS: &str = concat!(
+/// The next events of some transactions. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: after, `$4`: rows at most.
+pub const TRANSACTIONS: &str = concat!(
     "select log.epoch, log.floor, event.*
      from crewcast.log
      left join (select body.* from (

@@ -2,10 +2,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
+mod buffers;
 mod cli;
 mod embedded;
 mod first;
 mod model;
+mod restore;
+mod stall;
 mod start;
 mod support;
 mod tidy;

@@ -209,3 +209,15 @@ impl Stream {
         self.parser.last_id()
     }
 }
+
+/// A folder for a private Postgres, which runs as another user when the tests run as root.
+pub fn folder() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt as _;
+    tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o755)).tempdir().unwrap()
+}
+
+/// Ends this many transactions that have an id and do nothing else.
+pub async fn burn(conn: &mut PgConnection, transactions: u64) {
+    let each = "perform pg_current_xact_id(); commit;";
+    sql(conn, &format!("do $$ begin for n in 1..{transactions} loop {each} end loop; end $$")).await;
+}

@@ -254,7 +254,8 @@ impl Told {
 
 /// The events of a run that are in the log, by seq.
 async fn log(url: &str) -> BTreeMap<i64, Logged> {
-    let rows: Vec<(i64, String, Vec<String>, Option<i64>, String)> = sqlx::query_as(
+    type Row = (i64, String, Vec<String>, Option<i64>, String);
+    let rows: Vec<Row> = sqlx::query_as(
         "select seq, type, rooms, version, data::text from crewcast.events
          where type in ('test:count', 'project:updated')",
     )
