@@ -200,12 +200,13 @@ async fn change(
 
 async fn delete(
     State(db): State<Db>,
-    Manages(caller): Manages,
+    caller: Caller,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {
     let mut tx = db.write().await?;
     let (mut project, _) = find(&mut tx, &caller, id, true).await?;
+    Manages::try_from(caller)?;
     expect_version(&if_match, &project)?;
     sqlx::query("update crewcast.projects set deleted_at = now(), version = version + 1 where id = $1")
         .bind(id)
@@ -341,11 +342,15 @@ async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     .on_constraint("projects_dates", dates_reversed)
 }
 
-/// Makes sure that a project is there and stays until the transaction ends.
+/// Makes sure that a project is there and stays until the transaction ends, for a caller who manages it.
 ///
 /// # Errors
-/// 404 when it is not, or was deleted.
-pub(super) async fn hold(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+/// 404 when it is not, was deleted, or may not be read by the caller; 403 when they may read it and not manage it.
+pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> Result<()> {
+    if !caller.manages() {
+        find(&mut *conn, &caller, id, false).await?;
+        Manages::try_from(caller)?;
+    }
     let there: Option<i32> =
         sqlx::query_scalar("select 1 from crewcast.projects where id = $1 and deleted_at is null for share")
             .bind(id)
