@@ -2,4 +2,6 @@
 
 mod embedded;
 mod first;
+mod reset;
+mod stream;
 mod support;
