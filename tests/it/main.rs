@@ -3,5 +3,6 @@
 mod embedded;
 mod first;
 mod reset;
+mod rights;
 mod stream;
 mod support;
