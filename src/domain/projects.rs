@@ -87,6 +87,19 @@ impl Status {
     }
 }
 
+/// A day as people write it, `2026-11-23`: four digits of year, so that Postgres can hold each.
+#[derive(Debug, Clone, Copy)]
+struct Day(Date);
+
+impl<'de> Deserialize<'de> for Day {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let format = time::macros::format_description!("[year]-[month]-[day]");
+        let day = Some(&text).filter(|text| text.len() == 10).and_then(|text| Date::parse(text, format).ok());
+        day.map(Self).ok_or_else(|| serde::de::Error::custom("must be a day such as 2026-11-23"))
+    }
+}
+
 type Name = Text<1, 200>;
 type Notes = Text<0, 20_000>;
 
@@ -97,8 +110,8 @@ struct Make {
     division: Slug,
     #[serde(default)]
     status: Status,
-    starts_on: Option<Date>,
-    ends_on: Option<Date>,
+    starts_on: Option<Day>,
+    ends_on: Option<Day>,
     notes: Option<Notes>,
 }
 
@@ -112,9 +125,9 @@ struct Change {
     #[serde(default, deserialize_with = "present")]
     status: Option<Status>,
     #[serde(default)]
-    starts_on: Patch<Date>,
+    starts_on: Patch<Day>,
     #[serde(default)]
-    ends_on: Patch<Date>,
+    ends_on: Patch<Day>,
     #[serde(default, deserialize_with = "present")]
     notes: Option<Notes>,
 }
@@ -152,8 +165,8 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .bind(make.name.as_str())
     .bind(make.division.as_str())
     .bind(make.status.as_str())
-    .bind(make.starts_on)
-    .bind(make.ends_on)
+    .bind(make.starts_on.map(|day| day.0))
+    .bind(make.ends_on.map(|day| day.0))
     .bind(make.notes.as_deref().unwrap_or_default())
     .fetch_one(&mut *tx)
     .await
@@ -239,11 +252,11 @@ impl Change {
             set("status", status != project.status, json!(status));
             project.status = status.to_owned();
         }
-        if let Some(starts_on) = self.starts_on.into_change() {
+        if let Some(starts_on) = self.starts_on.into_change().map(|day| day.map(|day| day.0)) {
             set("startsOn", starts_on != project.starts_on, json!(starts_on));
             project.starts_on = starts_on;
         }
-        if let Some(ends_on) = self.ends_on.into_change() {
+        if let Some(ends_on) = self.ends_on.into_change().map(|day| day.map(|day| day.0)) {
             set("endsOn", ends_on != project.ends_on, json!(ends_on));
             project.ends_on = ends_on;
         }
