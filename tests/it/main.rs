@@ -2,6 +2,7 @@
 
 mod embedded;
 mod first;
+mod input;
 mod reset;
 mod rights;
 mod stream;
