@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Domain, projects};
 use crate::{
-    auth::Manages,
+    auth::Caller,
     db::{Db, Write},
     error::{Error, Result},
     ids::{Room, Sub},
@@ -46,12 +46,12 @@ struct Set {
 
 async fn set(
     State(db): State<Db>,
-    _: Manages,
+    caller: Caller,
     PathArg((project_id, sub)): PathArg<(Uuid, Sub)>,
     Body(Set { role }): Body<Set>,
 ) -> Result<Json<Member>> {
     let mut tx = db.write().await?;
-    projects::hold(&mut tx, project_id).await?;
+    projects::hold(&mut tx, caller, project_id).await?;
     // A role that stays is no change, and no event.
     let changed = sqlx::query(
         "insert into crewcast.members as member (project_id, sub, role) values ($1, $2, $3)
@@ -75,11 +75,11 @@ async fn set(
 
 async fn remove(
     State(db): State<Db>,
-    _: Manages,
+    caller: Caller,
     PathArg((project_id, sub)): PathArg<(Uuid, Sub)>,
 ) -> Result<StatusCode> {
     let mut tx = db.write().await?;
-    projects::hold(&mut tx, project_id).await?;
+    projects::hold(&mut tx, caller, project_id).await?;
     let removed = sqlx::query("delete from crewcast.members where project_id = $1 and sub = $2")
         .bind(project_id)
         .bind(sub.as_str())

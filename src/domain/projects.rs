@@ -87,6 +87,19 @@ impl Status {
     }
 }
 
+/// A day as people write it, `2026-11-23`: four digits of year, so that Postgres can hold each.
+#[derive(Debug, Clone, Copy)]
+struct Day(Date);
+
+impl<'de> Deserialize<'de> for Day {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let format = time::macros::format_description!("[year]-[month]-[day]");
+        let day = Some(&text).filter(|text| text.len() == 10).and_then(|text| Date::parse(text, format).ok());
+        day.map(Self).ok_or_else(|| serde::de::Error::custom("must be a day such as 2026-11-23"))
+    }
+}
+
 type Name = Text<1, 200>;
 type Notes = Text<0, 20_000>;
 
@@ -97,8 +110,8 @@ struct Make {
     division: Slug,
     #[serde(default)]
     status: Status,
-    starts_on: Option<Date>,
-    ends_on: Option<Date>,
+    starts_on: Option<Day>,
+    ends_on: Option<Day>,
     notes: Option<Notes>,
 }
 
@@ -112,9 +125,9 @@ struct Change {
     #[serde(default, deserialize_with = "present")]
     status: Option<Status>,
     #[serde(default)]
-    starts_on: Patch<Date>,
+    starts_on: Patch<Day>,
     #[serde(default)]
-    ends_on: Patch<Date>,
+    ends_on: Patch<Day>,
     #[serde(default, deserialize_with = "present")]
     notes: Option<Notes>,
 }
@@ -152,8 +165,8 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .bind(make.name.as_str())
     .bind(make.division.as_str())
     .bind(make.status.as_str())
-    .bind(make.starts_on)
-    .bind(make.ends_on)
+    .bind(make.starts_on.map(|day| day.0))
+    .bind(make.ends_on.map(|day| day.0))
     .bind(make.notes.as_deref().unwrap_or_default())
     .fetch_one(&mut *tx)
     .await
@@ -200,12 +213,13 @@ async fn change(
 
 async fn delete(
     State(db): State<Db>,
-    Manages(caller): Manages,
+    caller: Caller,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
 ) -> Result<StatusCode> {
     let mut tx = db.write().await?;
     let (mut project, _) = find(&mut tx, &caller, id, true).await?;
+    Manages::try_from(caller)?;
     expect_version(&if_match, &project)?;
     sqlx::query("update crewcast.projects set deleted_at = now(), version = version + 1 where id = $1")
         .bind(id)
@@ -238,11 +252,11 @@ impl Change {
             set("status", status != project.status, json!(status));
             project.status = status.to_owned();
         }
-        if let Some(starts_on) = self.starts_on.into_change() {
+        if let Some(starts_on) = self.starts_on.into_change().map(|day| day.map(|day| day.0)) {
             set("startsOn", starts_on != project.starts_on, json!(starts_on));
             project.starts_on = starts_on;
         }
-        if let Some(ends_on) = self.ends_on.into_change() {
+        if let Some(ends_on) = self.ends_on.into_change().map(|day| day.map(|day| day.0)) {
             set("endsOn", ends_on != project.ends_on, json!(ends_on));
             project.ends_on = ends_on;
         }
@@ -341,11 +355,15 @@ async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     .on_constraint("projects_dates", dates_reversed)
 }
 
-/// Makes sure that a project is there and stays until the transaction ends.
+/// Makes sure that a project is there and stays until the transaction ends, for a caller who manages it.
 ///
 /// # Errors
-/// 404 when it is not, or was deleted.
-pub(super) async fn hold(conn: &mut PgConnection, id: Uuid) -> Result<()> {
+/// 404 when it is not, was deleted, or may not be read by the caller; 403 when they may read it and not manage it.
+pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> Result<()> {
+    if !caller.manages() {
+        find(&mut *conn, &caller, id, false).await?;
+        Manages::try_from(caller)?;
+    }
     let there: Option<i32> =
         sqlx::query_scalar("select 1 from crewcast.projects where id = $1 and deleted_at is null for share")
             .bind(id)

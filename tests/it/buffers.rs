@@ -17,7 +17,8 @@ async fn reader(url: &str) -> PgConnection {
     sql(&mut conn, &format!("prepare keys (bigint[], bigint[], text[], bigint, bigint, bigint) as {KEYS}")).await;
     sql(&mut conn, &format!("prepare bodies (bigint, bigint[]) as {BODIES}")).await;
     sql(&mut conn, &format!("prepare transactions (bigint, bigint[], bigint, bigint) as {TRANSACTIONS}")).await;
-    for call in [&now(&[1..2]), &keys(&[1..2], "topic:quiet", 1), &bodies(&[1]), &transactions(&[1])] {
+    let range = std::slice::from_ref(&(1..2));
+    for call in [&now(range), &keys(range, "topic:quiet", 1), &bodies(&[1]), &transactions(&[1])] {
         sql(&mut conn, &format!("execute {call}")).await;
     }
     conn

@@ -129,6 +129,11 @@ impl Client {
         Self { http: reqwest::Client::new(), base: format!("http://{}", server.address), token: token.to_owned() }
     }
 
+    /// Whoever the token says, of a server in a process of its own.
+    pub fn at(address: &str, token: &str) -> Self {
+        Self { http: reqwest::Client::new(), base: format!("http://{address}"), token: token.to_owned() }
+    }
+
     /// A request to build on.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
@@ -220,4 +225,107 @@ pub fn folder() -> tempfile::TempDir {
 pub async fn burn(conn: &mut PgConnection, transactions: u64) {
     let each = "perform pg_current_xact_id(); commit;";
     sql(conn, &format!("do $$ begin for n in 1..{transactions} loop {each} end loop; end $$")).await;
+}
+
+/// Publishes `test:n` with `{"n": .., "pad": ..}` for each of these numbers to a room, in one transaction.
+pub async fn publish(conn: &mut PgConnection, room: &str, numbers: std::ops::RangeInclusive<i64>, pad: usize) {
+    let (first, last) = (numbers.start(), numbers.end());
+    let data = format!("json_build_object('n', n, 'pad', repeat('x', {pad}))");
+    let calls = format!("select count(crewcast.publish('{{{room}}}', 'test:n', {data}))");
+    sql(conn, &format!("{calls} from generate_series({first}, {last}) n")).await;
+}
+
+/// A number that a statement gives.
+pub async fn number(conn: &mut PgConnection, statement: &str) -> i64 {
+    sqlx::query_scalar(AssertSqlSafe(statement.to_owned())).fetch_one(conn).await.unwrap()
+}
+
+/// A stream whose bytes are read when the test says so, and whose socket takes few of them ahead.
+pub struct Slow {
+    socket: tokio::net::TcpStream,
+    parser: sse::Parser,
+    frames: std::collections::VecDeque<Frame>,
+    /// The bytes of the body so far, while the test wants them kept.
+    pub raw: Option<Vec<u8>>,
+}
+
+impl Slow {
+    /// Opens a stream. HTTP/1.0, so that the body comes without any framing of its own.
+    pub async fn open(address: &str, token: &str, query: &str, last_event_id: &str) -> Self {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(128 * 1024).unwrap();
+        let mut socket = socket.connect(address.parse().unwrap()).await.unwrap();
+        let head = format!("GET /events?{query} HTTP/1.0\r\nHost: test\r\nAuthorization: Bearer {token}\r\n");
+        let id = if last_event_id.is_empty() { String::new() } else { format!("Last-Event-ID: {last_event_id}\r\n") };
+        socket.write_all(format!("{head}{id}\r\n").as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(socket.read_u8().await.unwrap());
+        }
+        assert!(answer.starts_with(b"HTTP/1.0 200"), "{}", String::from_utf8_lossy(&answer));
+        let parser = sse::Parser::resuming(last_event_id);
+        Self { socket, parser, frames: Default::default(), raw: Some(Vec::new()) }
+    }
+
+    /// The next frame that is no heartbeat; none at the end of the stream.
+    pub async fn next(&mut self) -> Option<Frame> {
+        use tokio::io::AsyncReadExt as _;
+        loop {
+            while let Some(frame) = self.frames.pop_front() {
+                if frame.event != "heartbeat" {
+                    return Some(frame);
+                }
+            }
+            let mut bytes = vec![0; 64 * 1024];
+            let read = tokio::time::timeout(PATIENCE, self.socket.read(&mut bytes)).await.expect("a silent stream");
+            let bytes = &bytes[..read.ok().filter(|read| *read > 0)?];
+            if let Some(raw) = &mut self.raw {
+                raw.extend_from_slice(bytes);
+            }
+            self.frames.extend(self.parser.push(bytes));
+        }
+    }
+
+    /// The next frame, which must be of this type, and its data.
+    pub async fn expect(&mut self, kind: &str) -> (Frame, Value) {
+        let frame = self.next().await.unwrap_or_else(|| panic!("the stream ended before {kind}"));
+        assert_eq!(frame.event, kind, "{}", frame.data);
+        let data = serde_json::from_str(&frame.data).unwrap();
+        (frame, data)
+    }
+}
+
+/// A server in a process of its own: to be signalled, or to have its memory looked at.
+pub struct Process {
+    /// The process.
+    pub child: tokio::process::Child,
+    /// Where it listens.
+    pub address: String,
+    _output: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Process {
+    /// Starts one, with the settings given as on a command line.
+    pub async fn start(url: &str, arguments: &[&str]) -> Self {
+        use tokio::io::AsyncBufReadExt as _;
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_crewcast"));
+        command.args(["serve", "--listen=127.0.0.1:0", "--database-url", url, "--jwt-secret", SECRET]).args(arguments);
+        command.env("RUST_LOG", "error").stdout(std::process::Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut output = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        loop {
+            let line = output.next_line().await.unwrap().expect("the server says where it listens");
+            if let Some((_, address)) = line.split_once("listens on http://") {
+                return Self { child, address: address.trim().to_owned(), _output: output };
+            }
+        }
+    }
+
+    /// Bytes of memory that the process holds now.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() * 1024
+    }
 }
