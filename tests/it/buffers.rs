@@ -97,7 +97,7 @@ async fn fill(conn: &mut PgConnection, seqs: Range<i64>, room: &str, xact: &str)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_open_transaction_with_hundreds_of_thousands_of_events_costs_the_readers_nothing() {
+async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
     let url = database().await;
     let mut conn = reader(&url).await;
     let mut others = connect(&url).await;
@@ -106,7 +106,7 @@ async fn an_open_transaction_with_hundreds_of_thousands_of_events_costs_the_read
     let before = log::now(&mut conn, &[]).await.unwrap().snapshot;
     let mut giant = connect(&url).await;
     sql(&mut giant, "begin").await;
-    fill(&mut giant, 1000..301_000, "'topic:quiet'", "pg_current_xact_id()::text::bigint").await;
+    fill(&mut giant, 1000..1_001_000, "'topic:quiet'", "pg_current_xact_id()::text::bigint").await;
     for _ in 0..100 {
         sql(&mut others, one).await;
     }
@@ -127,21 +127,25 @@ async fn an_open_transaction_with_hundreds_of_thousands_of_events_costs_the_read
             sql(&mut giant, "rollback").await;
             // The first reads after it clean up.
             log::now(&mut conn, &before.beyond()).await.unwrap();
+        } else {
+            // `found` above was the first read of the room after the rollback: it marked a million index entries as
+            // dead. What is left, until vacuum takes them, is their index's pages, not their rows.
+            touches(&mut conn, &call, 20_000).await;
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_log_costs_a_reader_what_is_new_to_it() {
-    const EVENTS: i64 = 300_000;
+    const EVENTS: i64 = 1_000_000;
     const OFFSET: i64 = 1_000_000;
     let url = database().await;
     let mut conn = reader(&url).await;
     let mut others = connect(&url).await;
     // A log that was adopted: the ids of its past are all below those of this cluster.
     sql(&mut others, &format!("update crewcast.cluster set ofs = {OFFSET}")).await;
-    // Three events a transaction, every 3,000th in the quiet room; then one transaction of 50,000.
-    let rooms = "case when seq % 3000 = 0 then 'topic:quiet' else 'topic:hot' end";
+    // Three events a transaction, every 10,000th in the quiet room; then one transaction of 50,000.
+    let rooms = "case when seq % 10000 = 0 then 'topic:quiet' else 'topic:hot' end";
     fill(&mut others, 1..EVENTS + 1, rooms, "(seq / 3 + 1)").await;
     fill(&mut others, EVENTS + 1..EVENTS + 50_001, "'topic:hot'", &OFFSET.to_string()).await;
     sql(&mut others, "select crewcast.publish('{topic:hot}', 'test:one', '{}')").await;

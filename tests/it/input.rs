@@ -207,7 +207,7 @@ async fn line_breaks_inside_values_arrive_as_they_were_sent() {
     let (status, _) =
         ana.send(Method::PATCH, &format!("/v1/projects/{id}"), serde_json::json!({ "notes": notes })).await;
     assert_eq!(status, 200);
-    assert_eq!(stream.expect("project:updated").await.1["newValue"], notes.as_str());
+    assert_eq!(stream.expect("project:updated").await.1["newValue"], notes);
     server.stop().await;
 }
 
