@@ -167,7 +167,21 @@ impl Pump {
         let scope = Scope::All(now.fresh);
         let reader = Reader::resume(reading, after, scope, self.settings.event_bytes_max);
         let read = self.hub.tail().read;
-        self.route(conn, reader, None, read).await
+        match self.route(conn, reader, None, read).await {
+            // The floor has passed the read: asking again would be refused for ever.
+            Err(LogError::TooOld) => self.skip_rest(conn).await,
+            routed => routed,
+        }
+    }
+
+    /// Gives up a read whose beginning the log has let go.
+    async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+        let asked = self.hub.asked.load(Ordering::SeqCst);
+        let now = log::now(conn, &[]).await?;
+        if now.epoch == *self.last.epoch() {
+            self.skip(&now, asked);
+        }
+        Ok(())
     }
 
     async fn route(
