@@ -307,24 +307,20 @@ async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) ->
         project: Project,
         edits: bool,
     }
-    const FIND: &str = concat!(
-        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
-                $1 or exists (select from crewcast.members
-                              where project_id = project.id and sub = $3 and role = 'editor') as edits
-         from crewcast.projects project
-         where id = $4 and deleted_at is null and ",
-        readable!()
-    );
-    const LOCK: &str = concat!(
-        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
-                $1 or exists (select from crewcast.members
-                              where project_id = project.id and sub = $3 and role = 'editor') as edits
-         from crewcast.projects project
-         where id = $4 and deleted_at is null and ",
-        readable!(),
-        " for no key update of project"
-    );
-    let row: Option<Row> = sqlx::query_as(if lock { LOCK } else { FIND })
+    macro_rules! find {
+        ($lock:literal) => {
+            concat!(
+                "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
+                        $1 or exists (select from crewcast.members
+                                      where project_id = project.id and sub = $3 and role = 'editor') as edits
+                 from crewcast.projects project
+                 where id = $4 and deleted_at is null and ",
+                readable!(),
+                $lock
+            )
+        };
+    }
+    let row: Option<Row> = sqlx::query_as(if lock { find!(" for no key update of project") } else { find!("") })
         .bind(caller.manages())
         .bind(divisions(caller))
         .bind(caller.sub.as_str())
