@@ -1,11 +1,16 @@
 //! The application: what is started in which order, and how it ends.
 
-use std::{future::IntoFuture as _, net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
+use std::{net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
-use axum::{extract::FromRef, serve::ListenerExt as _};
+use axum::extract::FromRef;
 use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
-use tokio::net::TcpSocket;
+use tokio::{
+    net::TcpSocket,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -16,9 +21,14 @@ use crate::{
         embedded::{self, Embedded},
     },
     domain::Domain,
-    http,
-    hub::{Hub, Pump, PumpSettings, SessionSettings},
+    files::Files,
+    http::{
+        self,
+        accept::{AcceptSettings, Acceptor},
+    },
+    hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
+    metrics::Metrics,
 };
 
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
@@ -35,9 +45,9 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
-    /// What sessions are told.
-    pub session: Arc<SessionSettings>,
-    /// Cancelled when streams must end.
+    /// What the node counts.
+    pub metrics: Arc<Metrics>,
+    /// Cancelled when the node is to get no more traffic.
     pub draining: CancellationToken,
 }
 
@@ -58,7 +68,9 @@ pub struct Server {
     /// Cancelled when the machine must end, after the streams have.
     stop: CancellationToken,
     tasks: TaskTracker,
-    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+    /// Told by when the connections must have ended, once no more are to be taken.
+    closing: oneshot::Sender<Instant>,
+    serving: JoinHandle<bool>,
 }
 
 impl Server {
@@ -73,14 +85,19 @@ impl Server {
         let verifier = Arc::new(verifier(&config, &say)?);
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
+        let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
+        let metrics = Arc::new(Metrics::default());
+        metrics.postgres_connections_max.set(config.database.database_connections.into());
         let db = Db::new(options, config.database.database_connections);
-        let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config)).await?;
+        let (pump, hub) =
+            Pump::prime(db.clone(), pump_settings(&config), hub_settings(&config, files), metrics.clone()).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(pump.run(stop.clone()));
-        let session = Arc::new(session_settings(&config));
-        let app = App { config, db, hub, verifier, session, draining };
-        let (address, serving) = listen(&app, socket)?;
-        Ok(Self { address, app, postgres, stop, tasks, serving })
+        let app = App { config, db, hub, verifier, metrics, draining };
+        let acceptor = acceptor(&app, socket, files)?;
+        let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
+        let serving = tokio::spawn(acceptor.run(closed));
+        Ok(Self { address, app, postgres, stop, tasks, closing, serving })
     }
 
     /// The private Postgres's process, when there is one and it runs.
@@ -88,13 +105,16 @@ impl Server {
         self.postgres.as_ref().and_then(Embedded::postmaster)
     }
 
-    /// Takes no more connections, ends the streams, finishes the requests under way, and stops what was started.
+    /// Ends the streams, a few at a time, while newcomers are told to come back; then takes no more connections, finishes
+    /// the requests under way, and stops what was started. After `drain-deadline` what is left is cut.
     pub async fn stop(self) {
+        let limits = &self.app.config.limits;
+        let deadline = Instant::now() + limits.drain_deadline;
         self.app.draining.cancel();
-        let abort = self.serving.abort_handle();
-        if tokio::time::timeout(self.app.config.limits.drain_deadline, self.serving).await.is_err() {
-            tracing::warn!("requests were still running at the drain deadline");
-            abort.abort();
+        let drained = timeout_at(deadline, self.app.hub.drain(limits.drain_spread)).await.is_ok();
+        let served = self.closing.send(deadline).is_ok() && self.serving.await.unwrap_or(false);
+        if !(drained && served) {
+            tracing::warn!("streams or requests were cut at the drain deadline");
         }
         self.stop.cancel();
         self.tasks.close();
@@ -210,20 +230,18 @@ fn bind(listen: SocketAddr) -> anyhow::Result<TcpSocket> {
     bind().with_context(|| format!("--listen {listen} (CREWCAST_LISTEN): choose another address, such as 127.0.0.1:0"))
 }
 
-fn listen(app: &App, socket: TcpSocket) -> anyhow::Result<(SocketAddr, tokio::task::JoinHandle<std::io::Result<()>>)> {
+fn acceptor(app: &App, socket: TcpSocket, files: Files) -> anyhow::Result<Acceptor> {
     let listen = app.config.listen;
     let listener = socket
         .listen(BACKLOG)
         .with_context(|| format!("--listen {listen} (CREWCAST_LISTEN): choose another address, such as 127.0.0.1:0"))?;
-    let address = listener.local_addr()?;
-    // Events are small and must not wait for more to fill a packet.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let draining = app.draining.clone();
-    let serve = axum::serve(listener, http::router(app.clone()));
-    let serving = serve.with_graceful_shutdown(async move { draining.cancelled().await }).into_future();
-    Ok((address, tokio::spawn(serving)))
+    let limits = &app.config.limits;
+    let settings = AcceptSettings {
+        connections_max: files.connections_max,
+        head_timeout: limits.request_timeout,
+        stall_timeout: limits.stall_timeout,
+    };
+    Ok(Acceptor::new(listener, http::router(app.clone()), settings, app.metrics.clone()))
 }
 
 fn pump_settings(config: &Config) -> PumpSettings {
@@ -237,13 +255,19 @@ fn pump_settings(config: &Config) -> PumpSettings {
     }
 }
 
-fn session_settings(config: &Config) -> SessionSettings {
+fn hub_settings(config: &Config, files: Files) -> HubSettings {
     let limits = &config.limits;
-    SessionSettings {
+    HubSettings {
         heartbeat: limits.heartbeat,
         expiring_ahead: limits.expiring_ahead,
         replay_events_max: limits.replay_events_max,
         event_bytes_max: limits.event_bytes_max,
+        ring_bytes: limits.ring_bytes(),
+        queue_bytes: usize::try_from(limits.queue_bytes).unwrap_or(usize::MAX),
+        streams_max: files.streams_max,
+        // Requests have the other half.
+        replays_max: (config.database.database_connections as usize / 2).max(1),
+        channel_events: limits.channel_events,
         node: config.node.clone().unwrap_or_else(|| std::process::id().to_string()),
     }
 }

@@ -76,6 +76,9 @@ pub struct Limits {
     /// Longest silence on a stream
     #[arg(long, env = "CREWCAST_HEARTBEAT", default_value = "15s", value_parser = duration)]
     pub heartbeat: Duration,
+    /// How long a stream's socket may take not one byte of what waits for it
+    #[arg(long, env = "CREWCAST_STALL_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub stall_timeout: Duration,
     /// How long before its token expires a stream is told
     #[arg(long, env = "CREWCAST_EXPIRING_AHEAD", default_value = "60s", value_parser = duration)]
     pub expiring_ahead: Duration,
@@ -85,6 +88,12 @@ pub struct Limits {
     /// Events that a client may have missed and still be sent one by one
     #[arg(long, env = "CREWCAST_REPLAY_EVENTS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(0..=1_000_000_000))]
     pub replay_events_max: i64,
+    /// Memory for the events that were routed last, from which streams resume without asking Postgres
+    #[arg(long, env = "CREWCAST_RING_BYTES", default_value = "64MiB", value_parser = size)]
+    pub ring_bytes: u64,
+    /// What may wait for one stream; a stream that falls further behind reads history
+    #[arg(long, env = "CREWCAST_QUEUE_BYTES", default_value = "256KiB", value_parser = size)]
+    pub queue_bytes: u64,
     /// Largest payload that is sent; a larger one goes out as a reference. The same on every node
     #[arg(long, env = "CREWCAST_EVENT_BYTES_MAX", default_value = "64KiB", value_parser = size)]
     pub event_bytes_max: u64,
@@ -94,18 +103,34 @@ pub struct Limits {
     /// Longest time from a request's head to its answer's, also for a body that trickles in
     #[arg(long, env = "CREWCAST_REQUEST_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub request_timeout: Duration,
+    /// Streams at most [default: what the limit of open files allows]
+    #[arg(long, env = "CREWCAST_STREAMS_MAX", value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_max: Option<u32>,
     /// Rooms of one stream
     #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rooms_max: u32,
     /// Longest time from SIGTERM to the end of the process
     #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,
+    /// How long the streams' ends are spread over after SIGTERM, so that they do not all come back at once
+    #[arg(long, env = "CREWCAST_DRAIN_SPREAD", default_value = "10s", value_parser = duration)]
+    pub drain_spread: Duration,
     /// How often a position is noted for the log's floor
     #[arg(long, env = "CREWCAST_FLOOR_EVERY", default_value = "60s", value_parser = duration)]
     pub floor_every: Duration,
     /// Longest time between two looks at the log
     #[arg(long, env = "CREWCAST_POLL", default_value = "250ms", value_parser = duration)]
     pub poll: Duration,
+    /// Never set by people: events that the router may be behind the pump; tests make it lag.
+    #[arg(skip = 1024_usize)]
+    pub channel_events: usize,
+}
+
+impl Limits {
+    /// `ring-bytes` as memory is counted.
+    pub fn ring_bytes(&self) -> usize {
+        usize::try_from(self.ring_bytes).unwrap_or(usize::MAX)
+    }
 }
 
 /// Text that no log and no error may show.

@@ -21,6 +21,40 @@ pub fn event(kind: &str, id: Option<&str>, data: &str) -> Bytes {
     Bytes::from(frame)
 }
 
+/// An event encoded once for everybody, whose id alone can be exchanged.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    bytes: Bytes,
+    /// Where the id stands.
+    id: std::ops::Range<usize>,
+}
+
+impl Encoded {
+    /// As [`event`].
+    ///
+    /// # Panics
+    /// As [`event`].
+    pub fn new(kind: &str, id: &str, data: &str) -> Self {
+        let start = "event: ".len() + kind.len() + "\nid: ".len();
+        Self { bytes: event(kind, Some(id), data), id: start..start + id.len() }
+    }
+
+    /// The frame.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The frame with another id.
+    ///
+    /// # Panics
+    /// As [`event`].
+    pub fn with_id(&self, id: &str) -> Bytes {
+        assert!(one_line(id), "an id is one line");
+        let (head, tail) = (&self.bytes[..self.id.start], &self.bytes[self.id.end..]);
+        Bytes::from([head, id.as_bytes(), tail].concat())
+    }
+}
+
 /// Tells the client how long to wait before it connects again, in milliseconds. Not a frame of its own: it goes before
 /// one.
 pub fn retry(milliseconds: u64) -> Bytes {
@@ -139,6 +173,13 @@ mod tests {
     fn a_frame_is_event_id_data_and_an_empty_line() {
         assert_eq!(event("a:b", Some("k-9"), "{}"), "event: a:b\nid: k-9\ndata: {}\n\n");
         assert_eq!(event("heartbeat", None, "{}"), "event: heartbeat\ndata: {}\n\n");
+    }
+
+    #[test]
+    fn an_id_can_be_exchanged_and_nothing_else_changes() {
+        let encoded = Encoded::new("a:b", "k-9", "{}");
+        assert_eq!(encoded.bytes(), &event("a:b", Some("k-9"), "{}"));
+        assert_eq!(encoded.with_id("k-10~3"), event("a:b", Some("k-10~3"), "{}"));
     }
 
     #[test]

@@ -124,6 +124,11 @@ impl Db {
         self.reachable.load(Ordering::Relaxed)
     }
 
+    /// Connections of the pool that are open, and those of them that nothing uses now.
+    pub fn connections(&self) -> (u32, usize) {
+        (self.pool.size(), self.pool.num_idle())
+    }
+
     /// Closes every connection, waiting for those in use.
     pub async fn close(&self) {
         self.pool.close().await;

@@ -1,14 +1,16 @@
 //! The router: the only place where the domain and the machine meet.
 
+pub mod accept;
+mod figures;
 mod history;
 mod stream;
 
 use axum::{
-    Json, Router,
-    extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header::CACHE_CONTROL},
-    middleware::from_fn,
-    response::{IntoResponse, Response},
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    http::{HeaderValue, StatusCode, header::CONNECTION},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::Response,
     routing::get,
 };
 use tower_http::timeout::TimeoutLayer;
@@ -31,7 +33,8 @@ pub fn router(app: App) -> Router {
         .route("/v1/rooms/{room}/events", get(history::room))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/stats", get(stats))
+        .route("/metrics", get(figures::metrics))
+        .route("/stats", get(figures::stats))
         .with_state(app.clone());
     // The last layer is the outermost: a request passes them from the bottom up.
     Router::new()
@@ -41,7 +44,9 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
+        .layer(from_fn_with_state(app.metrics.clone(), figures::count))
         .layer(from_fn(request::identify))
+        .layer(from_fn_with_state(app, close_while_draining))
 }
 
 /// Whether this node should get traffic.
@@ -55,7 +60,12 @@ async fn ready(State(app): State<App>) -> Result<&'static str, Error> {
     Ok("ready\n")
 }
 
-/// Figures of this node.
-async fn stats(State(app): State<App>) -> Response {
-    ([(CACHE_CONTROL, "no-store")], Json(app.hub.stats())).into_response()
+/// While the node drains, clients are told to use the next node for their next request: closing connections that they
+/// still use would lose a request that is on its way.
+async fn close_while_draining(State(app): State<App>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if app.draining.is_cancelled() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }

@@ -10,7 +10,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
-use tokio_stream::StreamExt as _;
 
 use crate::{
     app::App,
@@ -42,9 +41,6 @@ pub(super) async fn events(
     let asked = rooms(&parameters.rooms, app.config.limits.rooms_max as usize)?;
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
-    if app.draining.is_cancelled() {
-        return Err(Error::unavailable("The server is shutting down."));
-    }
     let (joined, refused) = judge(&app, &caller, asked).await?;
     let opening = Opening {
         stream_id: uuid::Uuid::now_v7(),
@@ -55,19 +51,18 @@ pub(super) async fn events(
         last_event_id: last_event_id(&headers, parameters.last_event_id),
         expires_at: caller.expires_at,
     };
-    let session = Session::open(app.hub, app.db, app.session, opening, app.draining).await?;
+    let session = Session::open(&app.hub, opening).await?;
     Ok(reply(session))
 }
 
 fn reply(session: Session) -> Response {
-    let frames = session.into_stream().map(Ok::<_, std::convert::Infallible>);
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         // Tells nginx not to collect events into a buffer.
         ("x-accel-buffering".parse().expect("a header name"), HeaderValue::from_static("no")),
     ];
-    (headers, Body::from_stream(frames)).into_response()
+    (headers, Body::new(session)).into_response()
 }
 
 /// The rooms that were asked for, each once; `company` when none was named.

@@ -1,36 +1,83 @@
 //! The hub: from the log to the streams of this node.
 //!
 //! One task, the [pump](Pump), reads the log and is the only source of live events. It sends them into a broadcast
-//! channel; each stream is a [`Session`] that reads history until it meets the pump, then the channel, and history again
-//! when it fell behind. The channel never makes the pump wait, and what it dropped is still in the log.
+//! channel and never waits for a stream. The [router](route) takes them from there, keeps the last ones in the ring, and
+//! puts each into the mailbox of every stream that is in one of its rooms, once. A stream is a [`Session`]: it reads
+//! history until it meets the router, then its mailbox, and history again when that overflowed. Where the ring reaches
+//! back far enough, history is the ring; else it is the log.
 //!
-//! # How a session meets the pump
+//! # How a session meets the router
 //!
-//! A read of the pump from `A` to `B` is announced, as the [`Tail`], *before* its first event is sent. A session first
-//! subscribes, then looks at the tail: it reads history up to the tail's position, and of the channel it ignores the
-//! reads up to the tail's number. A read announced after the look is received whole, since the subscription is older; one
-//! announced before it is covered by history, also when the pump was in the middle of it.
+//! A read of the pump from `A` to `B` is announced, as the [`Tail`], *before* its first event is sent. What a session
+//! attaches to is decided under the router's lock:
+//!
+//! - **History from the ring** is what was routed so far and is not in the client's position; the mailbox takes what is
+//!   routed from then on. Both are cut at the same moment, so nothing is between them, also in the middle of a read.
+//! - **History from the log** goes up to `B`, and the mailbox ignores that read: whatever of it is still to be routed is
+//!   in the log already.
+//!
+//! When the router itself falls behind the channel, nobody knows what the dropped events were: the ring begins anew at
+//! the newest announcement, and every stream reads history up to there.
 
+mod chunk;
+mod drain;
+mod mailbox;
+mod past;
 mod pump;
+mod ring;
+mod rooms;
+mod route;
+mod seat;
 mod session;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
-use bytes::Bytes;
-use serde::Serialize;
-use tokio::sync::{Notify, broadcast, watch};
+use time::OffsetDateTime;
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
 
+use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
     pump::{Pump, PumpSettings},
-    session::{Opening, Refused, Reset, Session, SessionSettings, User},
+    session::{Opening, Refused, Session, User},
 };
-use crate::log::{Event, Now, Position, Snapshot};
+use crate::{
+    db::Db,
+    log::{Event, Now, Position, Snapshot},
+    metrics::Metrics,
+    sse::Encoded,
+};
 
-/// Events that a session may be behind the pump before it goes back to the log.
-const CHANNEL_EVENTS_MAX: usize = 1024;
+/// What the hub and every session are told.
+#[derive(Debug, Clone)]
+pub struct HubSettings {
+    /// The longest silence on a stream.
+    pub heartbeat: Duration,
+    /// How long before its end a stream is told that its token expires.
+    pub expiring_ahead: Duration,
+    /// Events that a client may have missed and still be sent one by one.
+    pub replay_events_max: i64,
+    /// Payloads of more bytes go out as a reference.
+    pub event_bytes_max: u64,
+    /// Memory for recent events.
+    pub ring_bytes: usize,
+    /// What may wait for one stream, also as history that was read for it.
+    pub queue_bytes: usize,
+    /// Streams at most.
+    pub streams_max: usize,
+    /// Streams that read history from Postgres at the same moment.
+    pub replays_max: usize,
+    /// Events that the router may be behind the pump.
+    pub channel_events: usize,
+    /// The name of this node.
+    pub node: String,
+}
 
 /// Where the pump is: the end of the read that it announced last.
 #[derive(Debug, Clone)]
@@ -45,128 +92,168 @@ pub struct Tail {
     asked: u64,
 }
 
-/// What the pump tells every session.
+/// What the pump tells the router.
 #[derive(Debug, Clone)]
-pub enum Routed {
-    /// An event.
+enum Routed {
+    /// It looked and found nothing, or a read begins, whose events follow.
+    Announced(Arc<Tail>),
+    /// An event of the read.
     Event(Arc<Live>),
-    /// A read was routed as a whole: the position is its end.
-    Settled(u64, Position),
-    /// The pump skipped to this position: what lies between is read from the log.
-    Skipped(u64),
-    /// The log has a new epoch and goes on from this position.
-    Renewed(u64, Position),
+    /// The read was sent as a whole.
+    Settled(u64),
+    /// It went on from elsewhere: over more than it routes, or to a log with a new epoch. What lies before is history.
+    Jumped(Arc<Tail>),
 }
 
-/// An event on its way out, shared by every session that wants it.
+/// An event on its way out, shared by every stream that wants it.
 #[derive(Debug)]
-pub struct Live {
+struct Live {
     /// The number of the read that brought it.
-    pub read: u64,
-    /// The event.
-    pub event: Event,
+    read: u64,
+    seq: i64,
+    xact: u64,
+    appended: OffsetDateTime,
+    kind: String,
+    rooms: Vec<String>,
     /// The position after it.
-    pub at: Position,
+    at: Position,
     /// Its bytes on the wire, with the position as id.
-    pub frame: Bytes,
+    encoded: Encoded,
+}
+
+impl Live {
+    fn new(read: u64, event: Event, at: Position) -> Self {
+        let encoded = Encoded::new(&event.kind, &at.to_string(), &event.data);
+        let Event { seq, xact, at: appended, kind, rooms, .. } = event;
+        Self { read, seq, xact: xact.unsigned_abs(), appended, kind, rooms, at, encoded }
+    }
+
+    /// The memory that it takes, in bytes.
+    fn footprint(&self) -> usize {
+        let rooms: usize = self.rooms.iter().map(|room| size_of::<String>() + room.len() + size_of::<u64>()).sum();
+        size_of::<Self>() + self.encoded.bytes().len() + self.kind.len() + rooms
+    }
 }
 
 /// Handed to everything that streams or asks about streams.
 #[derive(Debug)]
 pub struct Hub {
+    db: Db,
+    settings: HubSettings,
+    metrics: Arc<Metrics>,
     live: broadcast::Sender<Routed>,
-    tail: watch::Sender<Tail>,
+    /// What the pump announced last, whether or not the router has got there.
+    announced: watch::Sender<Arc<Tail>>,
+    /// The highest request for a read that the router has seen answered.
+    answered: watch::Sender<u64>,
     /// How often somebody has asked for a read that begins from now on. Written by sessions, read by the pump.
     asked: AtomicU64,
-    bell: Arc<Notify>,
-    counters: Counters,
+    /// Rung by the router when the channel has room again.
+    room: Notify,
+    replays: Semaphore,
+    /// Changes with every stream that ends while the node drains.
+    streams: watch::Sender<usize>,
+    state: Mutex<State>,
 }
 
-/// What the node has done so far.
-#[derive(Debug, Default)]
-struct Counters {
-    streams: AtomicU64,
-    streams_opened: AtomicU64,
-    events_routed: AtomicU64,
-    replays: AtomicU64,
-    resets: AtomicU64,
-    lagged: AtomicU64,
-    reads: AtomicU64,
+/// What is decided at one moment for all: where the router is, and who gets what comes next.
+#[derive(Debug)]
+struct State {
+    /// The read that the router is in, or was in last.
+    tail: Arc<Tail>,
+    /// The last read that was routed as a whole, and its end.
+    settled: (u64, Position),
+    ring: Ring,
+    rooms: Rooms,
+    /// Every stream, those that opened first before the others.
+    streams: BTreeMap<u64, Arc<Mailbox>>,
+    opened: u64,
+    draining: bool,
 }
 
-/// Figures of this node, for people.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Stats {
-    /// Streams open now.
-    pub streams: u64,
-    /// Streams opened since the start.
-    pub streams_opened: u64,
-    /// Events that the pump has read from the log.
-    pub events_routed: u64,
-    /// Streams that began with a position that could be resumed.
-    pub replays: u64,
-    /// Times a stream was told that it cannot be resumed exactly.
-    pub resets: u64,
-    /// Times a stream fell behind and went back to the log.
-    pub lagged: u64,
-    /// Reads of the log that found something.
-    pub reads: u64,
-    /// The position that is routed as a whole, or being routed.
-    pub cursor: String,
-}
-
-impl Hub {
-    fn new(now: Now, bell: Arc<Notify>) -> Arc<Self> {
-        let tail = Tail { read: 0, at: now.position(), floor: now.floor, asked: 0 };
-        Arc::new(Self {
-            live: broadcast::Sender::new(CHANNEL_EVENTS_MAX),
-            tail: watch::Sender::new(tail),
-            asked: AtomicU64::new(0),
-            bell,
-            counters: Counters::default(),
-        })
-    }
-
-    /// Where the pump is.
-    pub fn tail(&self) -> Tail {
-        self.tail.borrow().clone()
-    }
-
-    /// The live events from the returned tail on: those of a read with a higher number.
-    fn attach(&self) -> (broadcast::Receiver<Routed>, Tail) {
-        // In this order: a read that is announced in between is in both, and its events are ignored.
-        let live = self.live.subscribe();
-        (live, self.tail())
-    }
-
-    /// Waits for a read whose statement began after this call. It includes every position that any node had taken by now.
-    async fn catch_up(&self) {
-        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
-        self.bell.notify_one();
-        let mut tail = self.tail.subscribe();
-        tail.wait_for(|tail| tail.asked >= ticket).await.expect("the hub owns the sender");
-    }
-
-    /// Figures of this node.
-    pub fn stats(&self) -> Stats {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.counters;
-        Stats {
-            streams: read(&counters.streams),
-            streams_opened: read(&counters.streams_opened),
-            events_routed: read(&counters.events_routed),
-            replays: read(&counters.replays),
-            resets: read(&counters.resets),
-            lagged: read(&counters.lagged),
-            reads: read(&counters.reads),
-            cursor: self.tail.borrow().at.to_string(),
+impl State {
+    /// Everything up to this tail is history now.
+    fn jump(&mut self, tail: Arc<Tail>) {
+        self.ring.restart(tail.at.base().clone());
+        self.settled = (tail.read, tail.at.clone());
+        self.tail = tail;
+        for mailbox in self.streams.values() {
+            mailbox.shut();
         }
     }
 }
 
-impl Counters {
-    fn add(counter: &AtomicU64, n: u64) {
-        counter.fetch_add(n, Ordering::Relaxed);
+impl Hub {
+    fn new(db: Db, settings: HubSettings, metrics: Arc<Metrics>, now: Now) -> Arc<Self> {
+        let tail = Arc::new(Tail { read: 0, at: now.position(), floor: now.floor, asked: 0 });
+        let state = State {
+            tail: tail.clone(),
+            settled: (0, tail.at.clone()),
+            ring: Ring::new(settings.ring_bytes, now.snapshot),
+            rooms: Rooms::default(),
+            streams: BTreeMap::new(),
+            opened: 0,
+            draining: false,
+        };
+        metrics.streams_max.set(settings.streams_max.try_into().unwrap_or(i64::MAX));
+        Arc::new(Self {
+            live: broadcast::Sender::new(settings.channel_events),
+            announced: watch::Sender::new(tail),
+            answered: watch::Sender::new(0),
+            asked: AtomicU64::new(0),
+            room: Notify::new(),
+            replays: Semaphore::new(settings.replays_max),
+            streams: watch::Sender::new(0),
+            state: Mutex::new(state),
+            db,
+            settings,
+            metrics,
+        })
+    }
+
+    /// The position that the router has reached, or is about to.
+    pub fn tail(&self) -> Tail {
+        Tail::clone(&self.state().tail)
+    }
+
+    /// Whether the router has reached all that a position of this log may have seen.
+    fn reaches(&self, at: &Position) -> bool {
+        let state = self.state();
+        state.tail.at.epoch() == at.epoch() && state.tail.at.includes(at.reach())
+    }
+
+    /// Waits until the router has reached a read whose statement began after this call. It includes every position that
+    /// any node had taken by now.
+    async fn catch_up(&self) {
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        self.db.bell().notify_one();
+        let mut answered = self.answered.subscribe();
+        answered.wait_for(|answered| *answered >= ticket).await.expect("the hub owns the sender");
+    }
+
+    /// Sets the gauges that are looked up only when somebody asks.
+    pub fn measure(&self) {
+        let state = self.state();
+        let (mut events, mut bytes, mut longest) = (0, 0, 0);
+        for mailbox in state.streams.values() {
+            let depth = mailbox.depth();
+            (events, bytes, longest) = (events + depth.0, bytes + depth.1, longest.max(depth.1));
+        }
+        let gauges = [
+            (&self.metrics.streams, state.streams.len()),
+            (&self.metrics.rooms, state.rooms.len()),
+            (&self.metrics.queued_events, events),
+            (&self.metrics.queued, bytes),
+            (&self.metrics.queue_longest, longest),
+            (&self.metrics.ring_events, state.ring.len()),
+            (&self.metrics.ring, state.ring.bytes()),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(value.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the hub's state")
     }
 }

@@ -9,21 +9,24 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Counters, Hub, Live, Routed, Tail};
+use super::{Hub, HubSettings, Live, Routed, Tail, route::route};
 use crate::{
     db::Db,
     log::{
-        self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
+        self, Event, FRESH_MAX, LogError, Now, PAGE_MAX, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
         retention,
     },
-    sse,
+    metrics::Metrics,
 };
 
 /// Postgres not answering the pump's one small statement for this long is out of reach.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Waits before connecting again: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// The longest that the pump waits for the router to make room in the channel.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the pump is told.
 #[derive(Debug, Clone)]
@@ -60,20 +63,30 @@ impl Pump {
     ///
     /// # Errors
     /// When Postgres does not answer or is a standby.
-    pub async fn prime(db: Db, settings: PumpSettings) -> Result<(Self, Arc<Hub>), LogError> {
+    pub async fn prime(
+        db: Db,
+        settings: PumpSettings,
+        hub: HubSettings,
+        metrics: Arc<Metrics>,
+    ) -> Result<(Self, Arc<Hub>), LogError> {
         let mut conn = PgConnection::connect_with(db.options()).await?;
         if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
         }
         let now = log::now(&mut conn, &[]).await?;
         let last = now.position();
-        let hub = Hub::new(now, db.bell());
+        let hub = Hub::new(db.clone(), hub, metrics, now);
         let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None };
         Ok((pump, hub))
     }
 
-    /// Reads the log until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Reads the log, and routes it to the streams, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let router = route(self.hub.clone(), self.hub.live.subscribe(), stop.clone());
+        tokio::join!(router, self.read(stop));
+    }
+
+    async fn read(mut self, stop: CancellationToken) {
         let mut wait = BACKOFF.0;
         while !stop.is_cancelled() {
             let started = Instant::now();
@@ -85,7 +98,7 @@ impl Pump {
             if self.db.is_reachable() {
                 tracing::warn!(%error, "lost Postgres; streams stay open");
             }
-            self.db.set_reachable(false);
+            self.reachable(false);
             wait = if started.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -105,7 +118,7 @@ impl Pump {
         if !self.db.is_reachable() {
             tracing::info!("Postgres is back");
         }
-        self.db.set_reachable(true);
+        self.reachable(true);
         let bell = self.db.bell();
         loop {
             let asked = self.hub.asked.load(Ordering::SeqCst);
@@ -116,11 +129,17 @@ impl Pump {
         }
     }
 
+    fn reachable(&self, reachable: bool) {
+        self.db.set_reachable(reachable);
+        self.hub.metrics.postgres_reachable.set(i64::from(reachable));
+    }
+
     /// Routes what is new in `now`.
     async fn advance(&mut self, conn: &mut PgConnection, now: Now, asked: u64) -> Result<(), LogError> {
         let to = now.position();
         if to.epoch() != self.last.epoch() {
-            self.renewed(&now, asked);
+            self.proof.clear();
+            self.jump(&now, asked);
             return Ok(());
         }
         if !now.snapshot.includes(self.last.base()) {
@@ -128,7 +147,7 @@ impl Pump {
             return Err(LogError::Broken("its newest position lacks what was already read"));
         }
         if to == self.last {
-            self.announce(&now, asked, 0);
+            self.looked(&now, asked);
             return Ok(());
         }
         if now.fresh.is_empty() {
@@ -137,16 +156,16 @@ impl Pump {
             return Ok(());
         }
         if now.fresh.len() > usize::try_from(FRESH_MAX).expect("a small constant") {
-            self.skip(&now, asked);
+            self.jump(&now, asked);
             return Ok(());
         }
         let reading = Reading::new(to.epoch().clone(), self.last.base().clone(), now.snapshot.clone())
             .expect("the new position is another one and includes the last");
         let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
         // Announced only once its first events are here: a read that fails before that has never been.
-        let page = match reader.page(conn).await {
+        let page = match reader.page(conn, PAGE_MAX).await {
             Err(LogError::TooOld) => {
-                self.skip(&now, asked);
+                self.jump(&now, asked);
                 return Ok(());
             }
             page => page?,
@@ -166,7 +185,7 @@ impl Pump {
         let reading = Reading::new(epoch, from, to).expect("a position inside a read");
         let scope = Scope::All(now.fresh);
         let reader = Reader::resume(reading, after, scope, self.settings.event_bytes_max);
-        let read = self.hub.tail().read;
+        let read = self.hub.announced.borrow().read;
         match self.route(conn, reader, None, read).await {
             // The floor has passed the read: asking again would be refused for ever.
             Err(LogError::TooOld) => self.skip_rest(conn).await,
@@ -179,7 +198,7 @@ impl Pump {
         let asked = self.hub.asked.load(Ordering::SeqCst);
         let now = log::now(conn, &[]).await?;
         if now.epoch == *self.last.epoch() {
-            self.skip(&now, asked);
+            self.jump(&now, asked);
         }
         Ok(())
     }
@@ -193,9 +212,10 @@ impl Pump {
     ) -> Result<(), LogError> {
         let mut next = first;
         loop {
+            self.make_room().await;
             let page = match next.take() {
                 Some(page) => page,
-                None => reader.page(conn).await?,
+                None => reader.page(conn, PAGE_MAX).await?,
             };
             if !page.events.is_empty() {
                 self.proof = page.events.iter().map(Proof::from).collect();
@@ -215,43 +235,67 @@ impl Pump {
 
     fn send(&mut self, read: u64, event: Event, at: Position) {
         tracing::debug!(target: "crewcast::events", seq = event.seq, kind = event.kind, rooms = ?event.rooms, "event");
-        let frame = sse::event(&event.kind, Some(&at.to_string()), &event.data);
         self.last = at.clone();
         self.unmarked += 1;
-        Counters::add(&self.hub.counters.events_routed, 1);
-        // Nobody listening is no error: the log has it.
-        let _ = self.hub.live.send(Routed::Event(Arc::new(Live { read, event, at, frame })));
+        self.tell(Routed::Event(Arc::new(Live::new(read, event, at))));
     }
 
     fn settle(&mut self, read: u64, at: Position) {
-        self.last = at.clone();
-        let _ = self.hub.live.send(Routed::Settled(read, at));
+        self.last = at;
+        self.tell(Routed::Settled(read));
     }
 
-    /// Jumps over more than can be routed, or over what the log has let go: every session reads for itself.
-    fn skip(&mut self, now: &Now, asked: u64) {
-        let read = self.announce_read(now, asked);
+    /// Goes on from `now`, over more than can be routed, over what the log has let go, or to another epoch: every session
+    /// reads for itself.
+    fn jump(&mut self, now: &Now, asked: u64) {
         self.last = now.position();
-        let _ = self.hub.live.send(Routed::Skipped(read));
-    }
-
-    fn renewed(&mut self, now: &Now, asked: u64) {
-        let read = self.announce_read(now, asked);
-        self.last = now.position();
-        self.proof.clear();
-        let _ = self.hub.live.send(Routed::Renewed(read, self.last.clone()));
+        let tail = self.announce(now, asked, 1);
+        self.tell(Routed::Jumped(tail));
     }
 
     fn announce_read(&self, now: &Now, asked: u64) -> u64 {
-        Counters::add(&self.hub.counters.reads, 1);
-        self.announce(now, asked, 1);
-        self.hub.tail().read
+        let tail = self.announce(now, asked, 1);
+        let read = tail.read;
+        self.tell(Routed::Announced(tail));
+        read
     }
 
-    fn announce(&self, now: &Now, asked: u64, reads: u64) {
-        self.hub.tail.send_modify(|tail| {
-            *tail = Tail { read: tail.read + reads, at: now.position(), floor: now.floor.clone(), asked };
-        });
+    /// There was nothing new: worth telling when somebody asked, or the floor rose.
+    fn looked(&self, now: &Now, asked: u64) {
+        let is_news = {
+            let last = self.hub.announced.borrow();
+            last.asked < asked || last.floor != now.floor
+        };
+        if is_news {
+            let tail = self.announce(now, asked, 0);
+            self.tell(Routed::Announced(tail));
+        }
+    }
+
+    /// Announced first and told then: a router that lagged looks at the announcement.
+    fn announce(&self, now: &Now, asked: u64, reads: u64) -> Arc<Tail> {
+        self.hub.metrics.pump_reads.inc_by(reads);
+        let read = self.hub.announced.borrow().read + reads;
+        let tail = Arc::new(Tail { read, at: now.position(), floor: now.floor.clone(), asked });
+        self.hub.announced.send_replace(tail.clone());
+        tail
+    }
+
+    fn tell(&self, routed: Routed) {
+        // The router has ended: so will the pump.
+        let _ = self.hub.live.send(routed);
+    }
+
+    /// Lets the router take what it was sent, so that a large transaction does not make it lag. It never waits for a
+    /// stream, so it is quick; if it is not, the pump goes on.
+    async fn make_room(&self) {
+        let (live, settings) = (&self.hub.live, &self.hub.settings);
+        let is_full = || live.len() > settings.channel_events / 2;
+        while is_full() {
+            if timeout(ROOM_TIMEOUT, self.hub.room.notified()).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn mark(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {

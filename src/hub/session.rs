@@ -1,53 +1,42 @@
 //! A session: one stream, from its first frame to its last.
 //!
-//! It is one loop: read history until the pump's tail, then live, and back to history when it fell behind. Replay,
-//! resume and lag are one path. [`Session::next`] gives one frame at a time and only when it is asked, so a client that
-//! does not read makes nobody wait and nothing grow: the channel drops what it missed, and the log still has it.
+//! It is one loop: read history until the router, then the mailbox, and history again when that overflowed. Replay,
+//! resume and lag are one path. A session is a body: the connection asks it for a chunk when its socket has room, so a
+//! client that does not read makes nobody wait, and nothing grows but a mailbox up to its bound.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{
-    sync::broadcast::{self, error::RecvError},
-    time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until, timeout},
-};
-use tokio_stream::Stream;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::{Counters, Hub, Routed, Tail};
+use super::{
+    Hub, Tail,
+    chunk::Chunk,
+    mailbox::{Closing, Taken},
+    past::{self, Chapter, Pages},
+    seat::{Attached, Seat},
+};
 use crate::{
-    db::Db,
     error::Error,
     ids::TypeFilter,
-    log::{self, Event, LogError, Page, Position, Reader, Reading, Scope},
+    log::{LogError, Position, Reader},
     sse,
 };
 
 /// How long a client waits before it comes back, when nothing says otherwise, in milliseconds.
-const RETRY_MS: u64 = 2000;
-/// How long a session waits for Postgres before it asks for a page again.
-const PAGE_RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY_MS: u64 = 2000;
 
 /// How long a new stream waits for the pump to look at the log.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What every session is told.
-#[derive(Debug, Clone)]
-pub struct SessionSettings {
-    /// The longest silence on a stream.
-    pub heartbeat: Duration,
-    /// How long before its end a stream is told that its token expires.
-    pub expiring_ahead: Duration,
-    /// Events that a client may have missed and still be sent one by one.
-    pub replay_events_max: i64,
-    /// Payloads of more bytes go out as a reference.
-    pub event_bytes_max: u64,
-    /// The name of this node.
-    pub node: String,
-}
 
 /// Who a stream belongs to.
 #[derive(Debug, Clone, Serialize)]
@@ -89,7 +78,7 @@ pub struct Opening {
 /// Why a stream can't go on where the client was: it has to read its state again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reset {
+pub(super) enum Reset {
     /// The position was made by another log.
     Foreign,
     /// Some of what follows it was deleted.
@@ -102,407 +91,388 @@ pub enum Reset {
     TooMany,
 }
 
+impl Reset {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Foreign => "foreign",
+            Self::TooOld => "too_old",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::TooMany => "too_many",
+        }
+    }
+}
+
 /// One stream.
 pub struct Session {
-    hub: Arc<Hub>,
-    db: Db,
-    settings: Arc<SessionSettings>,
-    rooms: Vec<String>,
+    seat: Seat,
+    stream_id: uuid::Uuid,
     types: TypeFilter,
-    /// Frames that wait to be taken.
-    out: VecDeque<Bytes>,
-    /// All that was written or did not concern this stream: what a heartbeat claims.
+    /// Frames of the stream itself, which go out before anything else.
+    own: Vec<Bytes>,
+    /// All that was handed over or does not concern this stream: what the next frame of its own claims.
     at: Position,
-    /// Live events count from the read after this one.
-    attached: u64,
-    live: broadcast::Receiver<Routed>,
+    /// The router's read when this stream was attached, or that of its last event: `at` is behind its beginning.
+    read: u64,
     source: Source,
-    heartbeat: Interval,
-    expiring: Option<Instant>,
-    expires: Instant,
-    expires_at: OffsetDateTime,
-    stop: CancellationToken,
-    _counted: Counted,
+    timer: Pin<Box<Sleep>>,
+    /// When a chunk was handed over last.
+    quiet_since: Instant,
+    expires: Expiry,
+    /// Why it ended; none while it runs, and when the client left.
+    ended: Option<&'static str>,
+}
+
+/// When a stream's credentials end.
+struct Expiry {
+    /// When the client is told; none once it was.
+    told: Option<Instant>,
+    at: Instant,
+    date: OffsetDateTime,
 }
 
 /// Where the next event comes from.
 enum Source {
-    History(Work<(Reader, Result<Page, LogError>)>, VecDeque<Reader>),
+    /// The mailbox.
     Live,
-    Attaching(Work<()>, Reset),
+    /// These events, then what comes after them.
+    Past(Chapter, Next),
+    /// A place to begin anew from.
+    Anew(Pin<Box<dyn Future<Output = ()> + Send>>, Reset),
     Ended,
 }
 
-/// Work that goes on across frames: a heartbeat does not cancel it.
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-enum Step {
-    Stop,
-    Expired,
-    Expiring,
-    Beat,
-    Read(Box<Reader>, Result<Page, LogError>),
-    Live(Result<Routed, RecvError>),
-    Attach(Reset),
-}
-
-impl Session {
-    /// Judges where the stream begins and prepares its first frames.
-    ///
-    /// # Errors
-    /// `unavailable` when Postgres does not say what was missed.
-    pub async fn open(
-        hub: Arc<Hub>,
-        db: Db,
-        settings: Arc<SessionSettings>,
-        opening: Opening,
-        stop: CancellationToken,
-    ) -> Result<Self, Error> {
-        if !db.is_reachable() {
-            return Err(out_of_reach());
-        }
-        let (mut live, mut tail) = hub.attach();
-        let mut start = Start::Live;
-        if let Some(text) = &opening.last_event_id {
-            match text.parse::<Position>() {
-                Ok(position) => {
-                    if !reaches(&tail, &position) {
-                        // Another node, or a read of the state, was faster than our pump.
-                        timeout(CATCH_UP_TIMEOUT, hub.catch_up()).await.map_err(|_| out_of_reach())?;
-                        (live, tail) = hub.attach();
-                    }
-                    start = judge(&db, &settings, &opening.rooms, position, &tail).await?;
-                }
-                Err(_) => start = Start::Reset(Reset::Malformed),
-            }
-        }
-        let counted = Counted::new(&hub, opening.stream_id);
-        let heartbeat = beats(settings.heartbeat);
-        let (now, left) = (Instant::now(), opening.expires_at - OffsetDateTime::now_utc());
-        let expires = now + Duration::try_from(left).unwrap_or_default();
-        let mut session = Self {
-            at: tail.at.clone(),
-            attached: tail.read,
-            live,
-            source: Source::Live,
-            out: VecDeque::new(),
-            expiring: Some(expires.checked_sub(settings.expiring_ahead).unwrap_or(now)),
-            expires,
-            expires_at: opening.expires_at,
-            heartbeat,
-            rooms: opening.rooms.clone(),
-            types: opening.types.clone(),
-            hub,
-            db,
-            settings,
-            stop,
-            _counted: counted,
-        };
-        session.greet(&opening, start, &tail);
-        Ok(session)
-    }
-
-    /// The frames of the stream, until it ends.
-    pub fn into_stream(mut self) -> impl Stream<Item = Bytes> + Send {
-        async_stream::stream! {
-            while let Some(frame) = self.next().await {
-                yield frame;
-            }
-        }
-    }
-
-    /// The next frame; `None` once the stream has ended.
-    async fn next(&mut self) -> Option<Bytes> {
-        loop {
-            if let Some(frame) = self.out.pop_front() {
-                return Some(frame);
-            }
-            if matches!(self.source, Source::Ended) {
-                return None;
-            }
-            match self.step().await {
-                Step::Stop => self.close("draining"),
-                Step::Expired => self.close("expired"),
-                Step::Expiring => self.expiring(),
-                Step::Beat => self.beat(),
-                Step::Read(reader, page) => self.read(*reader, page),
-                Step::Live(routed) => self.routed(routed),
-                Step::Attach(reason) => self.reset(reason),
-            }
-        }
-    }
-
-    async fn step(&mut self) -> Step {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => Step::Stop,
-            () = sleep_until(self.expires) => Step::Expired,
-            () = sleep_until(self.expiring.unwrap_or(self.expires)), if self.expiring.is_some() => Step::Expiring,
-            _ = self.heartbeat.tick() => Step::Beat,
-            step = self.source.next(&mut self.live) => step,
-        }
-    }
-
-    fn greet(&mut self, opening: &Opening, start: Start, tail: &Tail) {
-        let (resume, id) = match &start {
-            Start::Live => ("live", Some(tail.at.to_string())),
-            Start::Replay(from, _) => ("replayed", Some(from.to_string())),
-            Start::Reset(_) => ("reset", None),
-        };
-        let open = json!({
-            "streamId": opening.stream_id, "user": opening.user, "rooms": opening.rooms, "refused": opening.refused,
-            "resume": resume, "heartbeatMs": self.settings.heartbeat.as_millis() as u64, "node": self.settings.node,
-        });
-        self.out.push_back(sse::retry(RETRY_MS));
-        self.out.push_back(sse::event("stream:open", id.as_deref(), &open.to_string()));
-        match start {
-            Start::Live => {}
-            Start::Replay(from, readers) => {
-                Counters::add(&self.hub.counters.replays, 1);
-                self.at = from;
-                self.source = Source::history(&self.db, readers);
-            }
-            Start::Reset(reason) => self.push_reset(reason),
-        }
-    }
-
-    fn push_reset(&mut self, reason: Reset) {
-        Counters::add(&self.hub.counters.resets, 1);
-        let id = self.at.to_string();
-        let data = json!({ "reason": reason, "cursor": id });
-        self.out.push_back(sse::event("stream:reset", Some(&id), &data.to_string()));
-    }
-
-    fn control(&mut self, kind: &str, data: &serde_json::Value) {
-        let id = self.at.to_string();
-        self.out.push_back(sse::event(kind, Some(&id), &data.to_string()));
-    }
-
-    fn beat(&mut self) {
-        let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        self.control(crate::ids::HEARTBEAT, &json!({ "at": at }));
-    }
-
-    fn expiring(&mut self) {
-        self.expiring = None;
-        let at = self.expires_at.format(&Rfc3339).unwrap_or_default();
-        self.control("stream:expiring", &json!({ "expiresAt": at }));
-    }
-
-    fn close(&mut self, reason: &str) {
-        self.out.push_back(sse::retry(RETRY_MS));
-        self.control("stream:closing", &json!({ "reason": reason, "reconnectInMs": RETRY_MS }));
-        self.source = Source::Ended;
-    }
-
-    fn routed(&mut self, routed: Result<Routed, RecvError>) {
-        match routed {
-            Ok(Routed::Event(live)) if live.read > self.attached => {
-                self.at = live.at.clone();
-                if self.wants(&live.event) {
-                    self.out.push_back(live.frame.clone());
-                    self.heartbeat.reset();
-                }
-            }
-            Ok(Routed::Settled(read, at)) if read > self.attached => self.at = at,
-            Ok(Routed::Skipped(read)) if read > self.attached => self.fall_back(),
-            Ok(Routed::Renewed(read, at)) if read > self.attached => {
-                self.at = at;
-                self.push_reset(Reset::Foreign);
-            }
-            Ok(_) => {}
-            Err(RecvError::Lagged(_)) => self.fall_back(),
-            Err(RecvError::Closed) => self.close("draining"),
-        }
-    }
-
-    fn wants(&self, event: &Event) -> bool {
-        self.types.passes(&event.kind) && event.rooms.iter().any(|room| self.rooms.contains(room))
-    }
-
-    /// From the channel back to the log, from where this stream is to where the pump is.
-    fn fall_back(&mut self) {
-        Counters::add(&self.hub.counters.lagged, 1);
-        let tail = self.attach();
-        if tail.at.epoch() != self.at.epoch() {
-            self.at = tail.at;
-            return self.push_reset(Reset::Foreign);
-        }
-        let readers = readers(&self.at, &tail, &self.rooms, self.settings.event_bytes_max);
-        self.source = Source::history(&self.db, readers);
-    }
-
-    fn attach(&mut self) -> Tail {
-        let (live, tail) = self.hub.attach();
-        (self.live, self.attached) = (live, tail.read);
-        tail
-    }
-
-    fn read(&mut self, reader: Reader, page: Result<Page, LogError>) {
-        let Source::History(_, rest) = &mut self.source else { return };
-        let mut rest = std::mem::take(rest);
-        let page = match page {
-            Ok(page) => page,
-            Err(error) => return self.unread(reader, rest, &error),
-        };
-        let end = page.events.len();
-        for (nth, event) in page.events.into_iter().enumerate() {
-            let is_end = page.last && nth + 1 == end;
-            self.at = if is_end { reader.reading().end() } else { reader.reading().at(event.seq) };
-            if self.types.passes(&event.kind) {
-                self.out.push_back(sse::event(&event.kind, Some(&self.at.to_string()), &event.data));
-            }
-        }
-        if page.last {
-            self.at = reader.reading().end();
-        } else {
-            rest.push_front(reader);
-        }
-        if !self.out.is_empty() {
-            self.heartbeat.reset();
-        }
-        self.source = Source::history(&self.db, rest);
-    }
-
-    fn unread(&mut self, reader: Reader, mut rest: VecDeque<Reader>, error: &LogError) {
-        let reason = match error {
-            LogError::TooOld => Reset::TooOld,
-            LogError::Foreign => Reset::Foreign,
-            error => {
-                tracing::debug!(%error, "a page of history waits for Postgres");
-                rest.push_front(reader);
-                self.source = Source::history_later(&self.db, rest, PAGE_RETRY);
-                return;
-            }
-        };
-        let hub = self.hub.clone();
-        self.source = Source::Attaching(Box::pin(async move { hub.catch_up().await }), reason);
-    }
-
-    /// Starts anew at the tail, and says so.
-    fn reset(&mut self, reason: Reset) {
-        self.at = self.attach().at;
-        self.source = Source::Live;
-        self.push_reset(reason);
-    }
-}
-
-impl Source {
-    /// Reads these, one after the other; nothing to read is live.
-    fn history(db: &Db, readers: VecDeque<Reader>) -> Self {
-        Self::history_later(db, readers, Duration::ZERO)
-    }
-
-    fn history_later(db: &Db, mut readers: VecDeque<Reader>, wait: Duration) -> Self {
-        let Some(mut reader) = readers.pop_front() else { return Self::Live };
-        let db = db.clone();
-        let page = async move {
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-            let page = async { reader.page(&mut *db.acquire_raw().await?).await }.await;
-            (reader, page)
-        };
-        Self::History(Box::pin(page), readers)
-    }
-
-    /// Cancelling this loses nothing: the work goes on at the next call.
-    async fn next(&mut self, live: &mut broadcast::Receiver<Routed>) -> Step {
-        match self {
-            Self::History(page, _) => {
-                let (reader, page) = page.await;
-                Step::Read(Box::new(reader), page)
-            }
-            Self::Live => Step::Live(live.recv().await),
-            Self::Attaching(work, reason) => {
-                work.await;
-                Step::Attach(*reason)
-            }
-            Self::Ended => Step::Stop,
-        }
-    }
+/// What follows a chapter of the past.
+enum Next {
+    Live,
+    /// The stream looks again where it stands.
+    Attach,
+    /// The log, up to the position that the mailbox goes on from.
+    Log(Pages, Position),
 }
 
 /// Where a stream begins.
 enum Start {
     Live,
-    Replay(Position, VecDeque<Reader>),
+    Replay(Position, Source),
     Reset(Reset),
+}
+
+impl Session {
+    /// Takes a seat, judges where the stream begins, and prepares its first frames.
+    ///
+    /// # Errors
+    /// `unavailable` when the node takes no more streams, or Postgres does not say what was missed.
+    pub async fn open(hub: &Arc<Hub>, opening: Opening) -> Result<Self, Error> {
+        if !hub.db.is_reachable() {
+            return Err(out_of_reach());
+        }
+        let seat = Seat::take(hub, &opening.rooms, opening.types.clone()).inspect_err(|full| {
+            hub.metrics.streams_refused.count("reason", full.as_str());
+        })?;
+        let (tail, start) = judge(&seat, opening.last_event_id.as_deref()).await?;
+        let now = Instant::now();
+        let left = Duration::try_from(opening.expires_at - OffsetDateTime::now_utc()).unwrap_or_default();
+        let told = now + left.saturating_sub(hub.settings.expiring_ahead);
+        let expires = Expiry { told: Some(told), at: now + left, date: opening.expires_at };
+        let mut session = Self {
+            stream_id: opening.stream_id,
+            types: opening.types.clone(),
+            own: Vec::new(),
+            at: tail.at.clone(),
+            read: tail.read,
+            source: Source::Live,
+            timer: Box::pin(sleep_until(now)),
+            quiet_since: now,
+            expires,
+            ended: None,
+            seat,
+        };
+        hub.metrics.streams_opened.inc();
+        tracing::debug!(target: "crewcast::events", stream_id = %session.stream_id, "stream opened");
+        session.greet(&opening, start);
+        Ok(session)
+    }
+
+    fn greet(&mut self, opening: &Opening, start: Start) {
+        let (resume, id) = match &start {
+            Start::Live => ("live", Some(self.at.to_string())),
+            Start::Replay(from, _) => ("replayed", Some(from.to_string())),
+            Start::Reset(_) => ("reset", None),
+        };
+        let settings = &self.seat.hub.settings;
+        let open = json!({
+            "streamId": opening.stream_id, "user": opening.user, "rooms": opening.rooms, "refused": opening.refused,
+            "resume": resume, "heartbeatMs": settings.heartbeat.as_millis() as u64, "node": settings.node,
+        });
+        self.own.push(sse::retry(RETRY_MS));
+        self.own.push(sse::event("stream:open", id.as_deref(), &open.to_string()));
+        match start {
+            Start::Live => {}
+            Start::Replay(from, source) => (self.at, self.source) = (from, source),
+            Start::Reset(reason) => self.push_reset(reason),
+        }
+    }
+
+    fn push_reset(&mut self, reason: Reset) {
+        self.seat.hub.metrics.resets.count("reason", reason.as_str());
+        let id = self.at.to_string();
+        let data = json!({ "reason": reason, "cursor": id });
+        self.own.push(sse::event("stream:reset", Some(&id), &data.to_string()));
+    }
+
+    fn push_own(&mut self, kind: &str, data: &serde_json::Value) {
+        let id = self.at.to_string();
+        self.own.push(sse::event(kind, Some(&id), &data.to_string()));
+    }
+
+    /// The next bytes; none once the stream has ended.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let mut chunk = Chunk::default();
+        self.fill(&mut chunk, cx);
+        self.tick(cx);
+        if chunk.is_empty() && !self.own.is_empty() {
+            self.fill(&mut chunk, cx);
+        }
+        if !chunk.is_empty() {
+            return Poll::Ready(Some(self.handed_over(chunk)));
+        }
+        if matches!(self.source, Source::Ended) { Poll::Ready(None) } else { Poll::Pending }
+    }
+
+    fn handed_over(&mut self, chunk: Chunk) -> Bytes {
+        self.quiet_since = Instant::now();
+        let metrics = &self.seat.hub.metrics;
+        metrics.writes.inc();
+        metrics.deliveries.inc_by(chunk.events());
+        metrics.delivered.inc_by(chunk.len() as u64);
+        if let Some(appended) = chunk.appended() {
+            // The clock of Postgres, which may be ahead of ours.
+            let lag = Duration::try_from(OffsetDateTime::now_utc() - appended).unwrap_or_default();
+            metrics.delivery_lag.observe(lag);
+        }
+        chunk.into_bytes()
+    }
+
+    /// Adds what is there, until the chunk is full or nothing is ready.
+    fn fill(&mut self, chunk: &mut Chunk, cx: &mut Context<'_>) {
+        loop {
+            let added = self.own.iter().take_while(|frame| chunk.add(frame)).count();
+            self.own.drain(..added);
+            if !self.own.is_empty() {
+                return;
+            }
+            let filled = match self.source {
+                Source::Live => self.fill_live(chunk, cx),
+                Source::Past(..) => self.fill_past(chunk, cx),
+                Source::Anew(..) => self.begin_anew(cx),
+                Source::Ended => return,
+            };
+            if filled.is_pending() {
+                return;
+            }
+        }
+    }
+
+    fn fill_live(&mut self, chunk: &mut Chunk, cx: &Context<'_>) -> Poll<()> {
+        let (at, read) = (&mut self.at, &mut self.read);
+        let taken = self.seat.mailbox.take(cx, |live| {
+            let fits = chunk.add_event(live.encoded.bytes(), live.appended);
+            if fits {
+                at.clone_from(&live.at);
+                *read = live.read;
+            }
+            fits
+        });
+        match taken {
+            Taken::Enough | Taken::All => return Poll::Pending,
+            Taken::Behind => self.attach(),
+            Taken::Closing(closing) => self.close(closing),
+        }
+        Poll::Ready(())
+    }
+
+    fn fill_past(&mut self, chunk: &mut Chunk, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(closing) = self.seat.mailbox.closing(cx) {
+            self.close(closing);
+            return Poll::Ready(());
+        }
+        let Source::Past(chapter, next) = &mut self.source else { return Poll::Ready(()) };
+        while let Some(delivery) = chapter.events.as_slice().first() {
+            if self.types.passes(&delivery.live.kind) && !chunk.add_event(&delivery.frame(), delivery.live.appended) {
+                return Poll::Pending;
+            }
+            self.at.clone_from(delivery.at());
+            chapter.events.next();
+        }
+        if let Some(end) = chapter.end.take() {
+            self.at = end;
+        }
+        match next {
+            Next::Live => self.source = Source::Live,
+            Next::Attach => self.attach(),
+            Next::Log(pages, end) => match ready!(pages.as_mut().poll_next(cx)) {
+                Some(Ok(page)) => *chapter = page,
+                Some(Err(reset)) => self.source = anew(self.seat.hub.clone(), reset),
+                None => (self.at, self.source) = (end.clone(), Source::Live),
+            },
+        }
+        Poll::Ready(())
+    }
+
+    /// Goes back to history: what the mailbox held is there.
+    fn attach(&mut self) {
+        let (tail, attached) = self.seat.attach(&self.at, None);
+        self.read = tail.read;
+        match source(&self.seat, &self.at, &tail, attached) {
+            Ok(source) => self.source = source,
+            Err(reset) => self.source = anew(self.seat.hub.clone(), reset),
+        }
+    }
+
+    fn begin_anew(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(closing) = self.seat.mailbox.closing(cx) {
+            self.close(closing);
+            return Poll::Ready(());
+        }
+        let Source::Anew(caught_up, reason) = &mut self.source else { return Poll::Ready(()) };
+        ready!(caught_up.as_mut().poll(cx));
+        let reason = *reason;
+        let tail = self.seat.begin();
+        (self.at, self.read, self.source) = (tail.at.clone(), tail.read, Source::Live);
+        self.push_reset(reason);
+        Poll::Ready(())
+    }
+
+    fn close(&mut self, closing: Closing) {
+        self.own.push(sse::retry(closing.reconnect_ms));
+        self.push_own("stream:closing", &json!({ "reason": closing.reason, "reconnectInMs": closing.reconnect_ms }));
+        self.ended = Some(closing.reason);
+        self.source = Source::Ended;
+    }
+
+    /// What is due by the clock.
+    fn tick(&mut self, cx: &mut Context<'_>) {
+        while self.timer.as_mut().poll(cx).is_ready() && !matches!(self.source, Source::Ended) {
+            let now = Instant::now();
+            if now >= self.expires.at {
+                return self.close(Closing { reason: "expired", reconnect_ms: RETRY_MS });
+            }
+            if self.expires.told.take_if(|told| now >= *told).is_some() {
+                let date = self.expires.date.format(&Rfc3339).unwrap_or_default();
+                self.push_own("stream:expiring", &json!({ "expiresAt": date }));
+            }
+            let heartbeat = self.seat.hub.settings.heartbeat;
+            if now >= self.quiet_since + heartbeat {
+                self.beat();
+                self.quiet_since = now;
+            }
+            let due = self.expires.told.unwrap_or(self.expires.at).min(self.quiet_since + heartbeat);
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    fn beat(&mut self) {
+        if matches!(self.source, Source::Live)
+            && let Some(at) = self.seat.reached(self.read)
+        {
+            self.at = at;
+        }
+        let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+        self.push_own(crate::ids::HEARTBEAT, &json!({ "at": at }));
+    }
+}
+
+impl http_body::Body for Session {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        let chunk = ready!(self.get_mut().poll_chunk(cx));
+        Poll::Ready(chunk.map(|chunk| Ok(http_body::Frame::data(chunk))))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.seat.hub.metrics.streams_closed.count("reason", self.ended.unwrap_or("gone"));
+        tracing::debug!(target: "crewcast::events", stream_id = %self.stream_id, "stream closed");
+    }
 }
 
 fn out_of_reach() -> Error {
     Error::unavailable("The database is out of reach.")
 }
 
-fn reaches(tail: &Tail, position: &Position) -> bool {
-    tail.at.epoch() == position.epoch() && tail.at.includes(position.reach())
+/// Where a stream begins, and the tail that it is attached to.
+async fn judge(seat: &Seat, last_event_id: Option<&str>) -> Result<(Arc<Tail>, Start), Error> {
+    let Some(text) = last_event_id else { return Ok((seat.begin(), Start::Live)) };
+    let Ok(at) = text.parse::<Position>() else { return Ok((seat.begin(), Start::Reset(Reset::Malformed))) };
+    if !seat.hub.reaches(&at) {
+        // Another node, or a read of the state, was faster than our pump.
+        timeout(CATCH_UP_TIMEOUT, seat.hub.catch_up()).await.map_err(|_| out_of_reach())?;
+    }
+    let (tail, attached) = seat.attach(&at, Some(seat.hub.settings.replay_events_max));
+    let source = match attached {
+        Attached::Log => count(seat, &at, &tail).await?,
+        attached => source(seat, &at, &tail, attached),
+    };
+    Ok(match source {
+        Ok(source) => (tail, Start::Replay(at, source)),
+        Err(reset) => (seat.begin(), Start::Reset(reset)),
+    })
 }
 
-/// Whether a client's position can be resumed, and by which reads.
-async fn judge(
-    db: &Db,
-    settings: &SessionSettings,
-    rooms: &[String],
-    position: Position,
-    tail: &Tail,
-) -> Result<Start, Error> {
-    if tail.at.epoch() != position.epoch() {
-        return Ok(Start::Reset(Reset::Foreign));
+/// The log from a position to the tail, unless it has more than is sent one by one.
+async fn count(seat: &Seat, at: &Position, tail: &Tail) -> Result<Result<Source, Reset>, Error> {
+    let mut readers = seat.readers(at, tail);
+    let most = seat.hub.settings.replay_events_max;
+    let counted = seat.hub.read_log(async |conn| too_many(&mut readers, conn, most).await).await;
+    match counted {
+        Ok(true) => Ok(Err(Reset::TooMany)),
+        Ok(false) => Ok(Ok(from_log(seat, readers, tail))),
+        Err(LogError::TooOld) => Ok(Err(Reset::TooOld)),
+        Err(LogError::Foreign) => Ok(Err(Reset::Foreign)),
+        Err(error) => Err(error.into()),
     }
-    if !reaches(tail, &position) {
-        return Ok(Start::Reset(Reset::Unknown));
-    }
-    if !position.includes(&tail.floor) {
-        return Ok(Start::Reset(Reset::TooOld));
-    }
-    let mut readers = readers(&position, tail, rooms, settings.event_bytes_max);
-    let mut left = settings.replay_events_max;
-    if !readers.is_empty() {
-        let mut conn = db.acquire().await?;
-        for reader in &mut readers {
-            match reader.count(&mut conn, left).await {
-                Ok(Some(count)) => left -= count,
-                Ok(None) => return Ok(Start::Reset(Reset::TooMany)),
-                Err(LogError::TooOld) => return Ok(Start::Reset(Reset::TooOld)),
-                Err(LogError::Foreign) => return Ok(Start::Reset(Reset::Foreign)),
-                Err(error) => return Err(error.into()),
-            }
+}
+
+async fn too_many(readers: &mut [Reader], conn: &mut sqlx::PgConnection, most: i64) -> Result<bool, LogError> {
+    let mut left = most;
+    for reader in readers {
+        match reader.count(conn, left).await? {
+            Some(count) => left -= count,
+            None => return Ok(true),
         }
     }
-    Ok(Start::Replay(position, readers))
+    Ok(false)
 }
 
-/// From a position to the tail: the rest of the read that it lies in, if it does, then everything since.
-fn readers(from: &Position, tail: &Tail, rooms: &[String], bytes_max: u64) -> VecDeque<Reader> {
-    let scope = Scope::Rooms(rooms.to_vec());
-    let legs: Vec<(Reading, i64)> = log::legs(from, tail.at.base());
-    legs.into_iter().map(|(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max)).collect()
-}
-
-fn beats(every: Duration) -> Interval {
-    let mut beats = interval_at(Instant::now() + every, every);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    beats
-}
-
-/// Counts a stream for as long as it lives.
-struct Counted {
-    hub: Arc<Hub>,
-    stream_id: uuid::Uuid,
-}
-
-impl Counted {
-    fn new(hub: &Arc<Hub>, stream_id: uuid::Uuid) -> Self {
-        Counters::add(&hub.counters.streams, 1);
-        Counters::add(&hub.counters.streams_opened, 1);
-        tracing::debug!(target: "crewcast::events", %stream_id, "stream opened");
-        Self { hub: hub.clone(), stream_id }
+/// What a stream that was attached at `at` reads.
+fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached) -> Result<Source, Reset> {
+    match attached {
+        Attached::Ring { missed, more: false } if missed.is_empty() => Ok(Source::Live),
+        Attached::Ring { missed, more } => {
+            seat.hub.metrics.replays.count("source", "ring");
+            let chapter = Chapter { events: missed.into_iter(), end: None };
+            Ok(Source::Past(chapter, if more { Next::Attach } else { Next::Live }))
+        }
+        Attached::Log => Ok(from_log(seat, seat.readers(at, tail), tail)),
+        Attached::Reset(reset) => Err(reset),
     }
 }
 
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.hub.counters.streams.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
-        tracing::debug!(target: "crewcast::events", stream_id = %self.stream_id, "stream closed");
-    }
+fn from_log(seat: &Seat, readers: Vec<Reader>, tail: &Tail) -> Source {
+    seat.hub.metrics.replays.count("source", "log");
+    let pages = past::pages(seat.hub.clone(), readers);
+    let chapter = Chapter { events: Vec::new().into_iter(), end: None };
+    Source::Past(chapter, Next::Log(pages, tail.at.clone()))
+}
+
+/// Begins at the tail of a read that begins from now on, and says why.
+fn anew(hub: Arc<Hub>, reason: Reset) -> Source {
+    Source::Anew(Box::pin(async move { hub.catch_up().await }), reason)
 }

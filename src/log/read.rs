@@ -9,8 +9,8 @@ use super::{Event, LogError, Position, Reading, Snapshot, bounds, event::event_c
 /// Rows of a page: with payloads of at most `event-bytes-max` this bounds what a reader holds.
 pub const PAGE_MAX: i64 = 256;
 
-/// Numbers of events fetched at once when their count is not bounded otherwise.
-pub const KEYS_MAX: i64 = 50_000;
+/// Numbers of events fetched at once when their count is not bounded otherwise: 256 KiB of them.
+pub const KEYS_MAX: i64 = 32_768;
 
 /// Which events of a read are wanted.
 #[derive(Debug, Clone)]
@@ -119,20 +119,21 @@ impl Reader {
         Ok(Some(count))
     }
 
-    /// The next events. Reading on after the last page gives empty pages.
+    /// The next events, at most `size` and [`PAGE_MAX`] of them. Reading on after the last page gives empty pages.
     ///
     /// # Errors
     /// [`LogError::TooOld`] when the floor has passed the position that the read began at, [`LogError::Foreign`] when the
     /// log has another epoch: nothing of the page may be used then.
-    pub async fn page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    pub async fn page(&mut self, conn: &mut PgConnection, size: i64) -> Result<Page, LogError> {
+        let size = size.clamp(1, PAGE_MAX);
         let page = match &self.scope {
             Scope::All(xacts) => {
                 let statement = sqlx::query(TRANSACTIONS).bind(self.bytes_max).bind(xacts).bind(self.after);
-                let rows = statement.bind(PAGE_MAX).fetch_all(conn).await?;
+                let rows = statement.bind(size).fetch_all(conn).await?;
                 let events = self.checked(&rows)?;
-                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX), events }
+                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < size), events }
             }
-            Scope::Rooms(_) => self.page_of_rooms(conn).await?,
+            Scope::Rooms(_) => self.page_of_rooms(conn, size).await?,
         };
         if let Some(event) = page.events.last() {
             self.after = event.seq;
@@ -140,7 +141,7 @@ impl Reader {
         Ok(page)
     }
 
-    async fn page_of_rooms(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    async fn page_of_rooms(&mut self, conn: &mut PgConnection, size: i64) -> Result<Page, LogError> {
         if let (true, Some(after)) = (self.keys.is_empty(), self.keys_after) {
             self.after = after;
             let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
@@ -148,7 +149,7 @@ impl Reader {
             self.keys_after = keys.last().copied().filter(|_| more);
             self.keys = keys.into();
         }
-        let page: Vec<i64> = self.keys.iter().copied().take(PAGE_MAX as usize).collect();
+        let page: Vec<i64> = self.keys.iter().copied().take(size.unsigned_abs() as usize).collect();
         let rows = sqlx::query(BODIES).bind(self.bytes_max).bind(&page).fetch_all(conn).await?;
         let events = self.checked(&rows)?;
         if events.len() != page.len() {

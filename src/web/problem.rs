@@ -65,6 +65,8 @@ fn with_body(response: Response, problem: Problem, id: Option<RequestId>) -> Res
     for (name, value) in problem.clone().into_response().headers() {
         parts.headers.entry(name).or_insert_with(|| value.clone());
     }
+    // For whoever counts.
+    parts.extensions.insert(problem.code);
     let rendered = Json(Rendered {
         r#type: format!("{PAGES}{}", problem.code),
         title: problem.code.title(),

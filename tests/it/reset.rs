@@ -46,7 +46,7 @@ fn of_the_future(epoch: &str) -> String {
 #[tokio::test]
 async fn each_position_that_cannot_be_resumed_is_told_why_and_the_stream_goes_on() {
     let url = database().await;
-    let server = server(&url, &["--poll=20ms"]).await;
+    let server = server(&url, &["--poll=20ms", "--ring-bytes=1"]).await;
     let (ana, mut conn) = (Client::admin(&server), connect(&url).await);
     let old = cursor(&ana).await;
     publish(&mut conn, "company", 1..=3, 1).await;
@@ -159,7 +159,7 @@ async fn more_events_than_are_sent_one_by_one_are_a_reset_and_one_less_is_not() 
 #[tokio::test]
 async fn a_cut_between_the_first_frame_and_the_reset_hides_nothing() {
     let url = database().await;
-    let server = server(&url, &[]).await;
+    let server = server(&url, &["--ring-bytes=1"]).await;
     let (ana, mut conn) = (Client::admin(&server), connect(&url).await);
     let id = cursor(&ana).await;
     publish(&mut conn, "company", 1..=1, 1).await;
@@ -190,7 +190,7 @@ async fn a_cut_between_the_first_frame_and_the_reset_hides_nothing() {
 async fn a_floor_that_passes_a_replay_resets_it_and_leaves_no_silent_gap() {
     const EVENTS: i64 = 6000;
     let url = database().await;
-    let server = server(&url, &["--poll=20ms"]).await;
+    let server = server(&url, &["--poll=20ms", "--ring-bytes=1"]).await;
     let (ana, mut conn) = (Client::admin(&server), connect(&url).await);
     let id = cursor(&ana).await;
     for first in (1..=EVENTS).step_by(500) {

@@ -95,7 +95,7 @@ pub fn config(url: &str, arguments: &[&str]) -> Config {
         config: Config,
     }
     let fixed = ["crewcast", "--listen=127.0.0.1:0", "--database-connections=10", "--database-url", url];
-    let fixed = fixed.into_iter().chain(["--jwt-secret", SECRET]);
+    let fixed = fixed.into_iter().chain(["--jwt-secret", SECRET, "--drain-spread=1ms"]);
     Arguments::parse_from(fixed.chain(arguments.iter().copied())).config
 }
 

@@ -1,0 +1,266 @@
+//! The connections: accepted one by one, each served by a task of its own.
+//!
+//! hyper's own HTTP/1 builder around the router, since a stream costs a third of the memory that it costs with
+//! `axum::serve`. Every connection is bounded: its head and its buffers in bytes and time, and its socket in how long it may
+//! take nothing.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, Sleep, sleep, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::metrics::{Counter, Metrics};
+
+/// What hyper may hold for one connection: of its requests' heads, and of what its socket did not take yet.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a request that was on its way when the last stream ended has to arrive.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The wait after an error that another try would meet at once, such as too many open files.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// What bounds the connections.
+#[derive(Debug, Clone, Copy)]
+pub struct AcceptSettings {
+    /// Connections at most; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// The longest time for a request's head to arrive.
+    pub head_timeout: Duration,
+    /// The longest time for a socket to take not one byte of what waits for it.
+    pub stall_timeout: Duration,
+}
+
+/// Accepts connections and serves them.
+pub struct Acceptor {
+    listener: TcpListener,
+    router: Router,
+    settings: AcceptSettings,
+    metrics: Arc<Metrics>,
+    places: Arc<Semaphore>,
+    phase: Arc<Phase>,
+    connections: TaskTracker,
+}
+
+impl Acceptor {
+    /// Serves `router` on `listener`.
+    pub fn new(listener: TcpListener, router: Router, settings: AcceptSettings, metrics: Arc<Metrics>) -> Self {
+        metrics.connections_max.set(settings.connections_max.try_into().unwrap_or(i64::MAX));
+        let places = Arc::new(Semaphore::new(settings.connections_max));
+        Self { listener, router, settings, metrics, places, phase: Arc::default(), connections: TaskTracker::new() }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Accepts until `stop` gives a deadline, then finishes the requests under way and cuts what is left at the deadline.
+    /// Returns whether nothing had to be cut.
+    pub async fn run(self, mut stop: oneshot::Receiver<Instant>) -> bool {
+        let deadline = loop {
+            tokio::select! {
+                deadline = &mut stop => break deadline.unwrap_or_else(|_| Instant::now()),
+                accepted = self.accept() => self.serve(accepted),
+            }
+        };
+        // Who was let in by the kernel is served.
+        while let Poll::Ready(accepted) = poll_once(pin!(self.accept())) {
+            self.serve(accepted);
+        }
+        let Self { listener, phase, connections, .. } = self;
+        drop(listener);
+        sleep(LINGER).await;
+        phase.enter(Phase::CLOSING);
+        connections.close();
+        let is_done = timeout_at(deadline, connections.wait()).await.is_ok();
+        phase.enter(Phase::CUT);
+        connections.wait().await;
+        is_done
+    }
+
+    async fn accept(&self) -> (TcpStream, OwnedSemaphorePermit) {
+        let place = self.places.clone().acquire_owned().await.expect("nobody closes the semaphore");
+        loop {
+            match self.listener.accept().await {
+                Ok((socket, _)) => return (socket, place),
+                // The client was gone before it was accepted.
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn serve(&self, (socket, place): (TcpStream, OwnedSemaphorePermit)) {
+        self.metrics.connections_accepted.inc();
+        // Events are small and must not wait for more to fill a packet.
+        let _ = socket.set_nodelay(true);
+        let socket = Watched::new(socket, self.settings.stall_timeout, self.metrics.connections_stalled.clone());
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(self.settings.head_timeout).max_buf_size(BUFFER_BYTES_MAX);
+        let connection = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(self.router.clone()));
+        let (phase, gauge) = (self.phase.clone(), self.metrics.connections.clone());
+        gauge.inc();
+        self.connections.spawn(async move {
+            if let Err(error) = run(connection, &phase).await {
+                tracing::debug!(%error, "a connection broke");
+            }
+            gauge.dec();
+            drop(place);
+        });
+    }
+}
+
+/// What every connection is told. Looking costs one load: ten thousand connections look whenever an event goes out.
+#[derive(Debug, Default)]
+struct Phase {
+    now: AtomicU8,
+    changed: Notify,
+}
+
+impl Phase {
+    /// Requests are taken.
+    const OPEN: u8 = 0;
+    /// A connection ends with the request that it is in.
+    const CLOSING: u8 = 1;
+    /// A connection ends now.
+    const CUT: u8 = 2;
+
+    fn enter(&self, phase: u8) {
+        self.now.store(phase, Ordering::SeqCst);
+        self.changed.notify_waiters();
+    }
+
+    fn now(&self) -> u8 {
+        self.now.load(Ordering::SeqCst)
+    }
+}
+
+/// Runs a connection to its end, or to that of its phase.
+async fn run<S>(connection: http1::Connection<TokioIo<Watched>, S>, phase: &Phase) -> hyper::Result<()>
+where
+    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = axum::body::Body>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // Made before the phase is looked at: a change in between is not missed.
+    let (mut connection, mut changed) = (pin!(connection), pin!(phase.changed.notified()));
+    let (mut seen, mut listens) = (Phase::OPEN, false);
+    std::future::poll_fn(|cx| {
+        let now = phase.now();
+        if now == Phase::CUT {
+            return Poll::Ready(Ok(()));
+        }
+        if now != seen {
+            seen = now;
+            connection.as_mut().graceful_shutdown();
+            changed.set(phase.changed.notified());
+            listens = false;
+        }
+        if !std::mem::replace(&mut listens, true) && changed.as_mut().poll(cx).is_ready() {
+            // It changed once more just now: look again.
+            cx.waker().wake_by_ref();
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await
+}
+
+fn is_about_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(std::task::Waker::noop()))
+}
+
+/// A socket that breaks once it has taken not one byte for too long of what was there to write.
+///
+/// The kernel takes bytes into its own buffers first, some megabytes of them, so that only what comes after those is
+/// seen to wait.
+struct Watched {
+    socket: TcpStream,
+    stall_timeout: Duration,
+    /// Set while a write waits for the socket: a socket that takes all has no timer.
+    stalled: Option<Pin<Box<Sleep>>>,
+    cut: Counter,
+}
+
+impl Watched {
+    fn new(socket: TcpStream, stall_timeout: Duration, cut: Counter) -> Self {
+        Self { socket, stall_timeout, stalled: None, cut }
+    }
+
+    /// What became of a write: one that waits for too long is an error.
+    fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall_timeout)));
+        ready!(stalled.as_mut().poll(cx));
+        self.cut.inc();
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the socket took nothing for stall-timeout")))
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bytes);
+        self.watch(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,114 @@
+//! A stream's past: what it has to read before it is live.
+
+use std::{pin::Pin, sync::Arc, time::Duration, vec};
+
+use tokio_stream::Stream;
+
+use super::{Hub, Live, ring::Delivery, session::Reset};
+use crate::{
+    log::{LogError, PAGE_MAX, Page, Position, Reader},
+    metrics::Gauge,
+};
+
+/// How long a session waits for Postgres before it asks for a page again.
+const PAGE_RETRY: Duration = Duration::from_millis(250);
+
+/// Pages of the log, each in order, each with the position behind it.
+pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<Chapter, Reset>> + Send>>;
+
+/// A page of a stream's past.
+#[derive(Debug)]
+pub(super) struct Chapter {
+    pub(super) events: vec::IntoIter<Delivery>,
+    /// The position after the last event, also when there is none.
+    pub(super) end: Option<Position>,
+}
+
+/// Reads these from the log, one after the other, a page whenever it is asked for one.
+pub(super) fn pages(hub: Arc<Hub>, readers: Vec<Reader>) -> Pages {
+    Box::pin(async_stream::stream! {
+        for mut reader in readers {
+            let mut size = PAGE_MAX;
+            loop {
+                match page(&hub, &mut reader, size).await {
+                    Ok(page) => {
+                        size = next_size(&page, hub.settings.queue_bytes);
+                        let last = page.last;
+                        yield Ok(chapter(&reader, page));
+                        if last {
+                            break;
+                        }
+                    }
+                    Err(reset) => {
+                        yield Err(reset);
+                        return;
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// The next page, however long Postgres takes to answer.
+async fn page(hub: &Hub, reader: &mut Reader, size: i64) -> Result<Page, Reset> {
+    loop {
+        match hub.read_log(async |conn| reader.page(conn, size).await).await {
+            Ok(page) => {
+                hub.metrics.log_pages.inc();
+                return Ok(page);
+            }
+            Err(LogError::TooOld) => return Err(Reset::TooOld),
+            Err(LogError::Foreign) => return Err(Reset::Foreign),
+            Err(error) => tracing::debug!(%error, "a page of history waits for Postgres"),
+        }
+        tokio::time::sleep(PAGE_RETRY).await;
+    }
+}
+
+/// As many events as would have fitted, were they as large as these.
+fn next_size(page: &Page, bytes_max: usize) -> i64 {
+    let bytes: usize = page.events.iter().map(|event| event.data.len()).sum();
+    let fitting = (page.events.len() * bytes_max).checked_div(bytes).unwrap_or(usize::MAX);
+    i64::try_from(fitting).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX)
+}
+
+fn chapter(reader: &Reader, page: Page) -> Chapter {
+    let last = page.events.last().filter(|_| page.last).map(|event| event.seq);
+    let reading = reader.reading();
+    let deliver = |event: crate::log::Event| {
+        let at = if Some(event.seq) == last { reading.end() } else { reading.at(event.seq) };
+        Delivery::own(Arc::new(Live::new(0, event, at)))
+    };
+    let events: Vec<Delivery> = page.events.into_iter().map(deliver).collect();
+    Chapter { events: events.into_iter(), end: page.last.then(|| reading.end()) }
+}
+
+impl Hub {
+    /// Reads history from Postgres, when it is this stream's turn.
+    pub(super) async fn read_log<T>(
+        &self,
+        read: impl AsyncFnOnce(&mut sqlx::PgConnection) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
+        let waiting = Tally::one(&self.metrics.replays_waiting);
+        let _turn = self.replays.acquire().await.expect("nobody closes the semaphore");
+        drop(waiting);
+        let _reading = Tally::one(&self.metrics.replays_reading);
+        read(&mut *self.db.acquire_raw().await?).await
+    }
+}
+
+/// One more in a gauge for as long as it lives, also when whoever waited goes away.
+struct Tally<'a>(&'a Gauge);
+
+impl<'a> Tally<'a> {
+    fn one(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Tally<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,181 @@
+//! A seat: one stream's place in the hub, for as long as it lives.
+
+use std::sync::Arc;
+
+use super::{Hub, State, Tail, mailbox::Mailbox, ring::Delivery, session::Reset};
+use crate::{
+    error::Error,
+    ids::TypeFilter,
+    log::{self, Position, Reader, Scope},
+};
+
+/// Events of the ring that one look hands over at most.
+const LOOK_EVENTS_MAX: usize = 1024;
+
+/// Why a node takes no more streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// It is shutting down.
+    Draining,
+    /// It has as many as it may have.
+    Overload,
+}
+
+impl Full {
+    /// The name of the reason.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Overload => "overload",
+        }
+    }
+}
+
+impl From<Full> for Error {
+    fn from(full: Full) -> Self {
+        match full {
+            Full::Draining => Self::unavailable("The server is shutting down."),
+            Full::Overload => Self::unavailable("This server has as many streams as it can serve."),
+        }
+    }
+}
+
+/// A stream's place: its mailbox and the rooms it is in. Dropping it leaves them.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) hub: Arc<Hub>,
+    pub(super) mailbox: Arc<Mailbox>,
+    rooms: Box<[String]>,
+}
+
+/// What a stream has to read before its mailbox goes on.
+#[derive(Debug)]
+pub(super) enum Attached {
+    /// These events, none if it missed nothing. Where there are `more`, it attaches again behind them.
+    Ring { missed: Vec<Delivery>, more: bool },
+    /// The log, up to the tail.
+    Log,
+    /// What it missed cannot be told.
+    Reset(Reset),
+}
+
+impl Seat {
+    /// Puts a stream into its rooms. Its mailbox takes nothing yet.
+    ///
+    /// # Errors
+    /// When the node takes no more streams.
+    pub(super) fn take(hub: &Arc<Hub>, rooms: &[String], types: TypeFilter) -> Result<Self, Full> {
+        let mut state = hub.state();
+        if state.draining {
+            return Err(Full::Draining);
+        }
+        if state.streams.len() >= hub.settings.streams_max {
+            return Err(Full::Overload);
+        }
+        state.opened += 1;
+        let mailbox = Arc::new(Mailbox::new(state.opened, types, hub.settings.queue_bytes));
+        state.streams.insert(mailbox.key, mailbox.clone());
+        for room in rooms {
+            state.rooms.join(room, &mailbox);
+        }
+        drop(state);
+        Ok(Self { hub: hub.clone(), mailbox, rooms: rooms.into() })
+    }
+
+    /// Begins where the router is: nothing was missed.
+    pub(super) fn begin(&self) -> Arc<Tail> {
+        let state = self.hub.state();
+        self.mailbox.open(state.tail.read);
+        state.tail.clone()
+    }
+
+    /// Goes on from a position: says what lies between it and the router, and opens the mailbox for what comes then,
+    /// unless there is more. More than `most` missed events are too many.
+    pub(super) fn attach(&self, at: &Position, most: Option<i64>) -> (Arc<Tail>, Attached) {
+        let state = self.hub.state();
+        let attached = self.attach_to(&state, at, most);
+        (state.tail.clone(), attached)
+    }
+
+    fn attach_to(&self, state: &State, at: &Position, most: Option<i64>) -> Attached {
+        if let Some(reset) = refuses(&state.tail, at) {
+            return Attached::Reset(reset);
+        }
+        if at.includes(state.tail.at.base()) {
+            self.mailbox.open(state.tail.read);
+            return Attached::Ring { missed: Vec::new(), more: false };
+        }
+        let most = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
+        let look = most.map_or(LOOK_EVENTS_MAX, |most| most.saturating_add(1));
+        let Some(missed) = state.ring.since(at, state.settled.1.base(), &self.rooms, look) else {
+            // The unfinished read is in the log as a whole.
+            self.mailbox.open(state.tail.read);
+            return Attached::Log;
+        };
+        if most.is_some_and(|most| missed.len() > most) {
+            return Attached::Reset(Reset::TooMany);
+        }
+        let is_all = missed.len() < look;
+        let (missed, fits) = self.first_of(missed);
+        let more = !(is_all && fits);
+        if !more {
+            // Of an unfinished read the ring had what was routed, and the mailbox gets the rest.
+            self.mailbox.open(state.settled.0);
+        }
+        Attached::Ring { missed, more }
+    }
+
+    /// As many as a mailbox would hold, and whether that is all.
+    fn first_of(&self, mut missed: Vec<Delivery>) -> (Vec<Delivery>, bool) {
+        let mut bytes = 0;
+        let fits = |delivery: &Delivery| {
+            bytes += delivery.live.encoded.bytes().len();
+            bytes <= self.hub.settings.queue_bytes
+        };
+        let fitting = missed.iter().map(fits).take_while(|fits| *fits).count().max(1);
+        let all = missed.len() <= fitting;
+        missed.truncate(fitting);
+        missed.shrink_to_fit();
+        (missed, all)
+    }
+
+    /// The position that a stream with nothing left to write has reached, if it was attached at `read`.
+    pub(super) fn reached(&self, read: u64) -> Option<Position> {
+        // In this order: what was routed before the router settled is in the mailbox already.
+        let (settled, at) = self.hub.state().settled.clone();
+        (settled >= read && self.mailbox.is_drained()).then_some(at)
+    }
+
+    /// The reads of the log that lead from a position to the tail.
+    pub(super) fn readers(&self, from: &Position, tail: &Tail) -> Vec<Reader> {
+        let (scope, bytes_max) = (Scope::Rooms(self.rooms.to_vec()), self.hub.settings.event_bytes_max);
+        let reader = |(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max);
+        log::legs(from, tail.at.base()).into_iter().map(reader).collect()
+    }
+}
+
+/// Why a stream cannot go on exactly from this position, if so.
+fn refuses(tail: &Tail, at: &Position) -> Option<Reset> {
+    if tail.at.epoch() != at.epoch() {
+        Some(Reset::Foreign)
+    } else if !tail.at.includes(at.reach()) {
+        Some(Reset::Unknown)
+    } else if !at.includes(&tail.floor) {
+        Some(Reset::TooOld)
+    } else {
+        None
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.hub.state();
+        state.streams.remove(&self.mailbox.key);
+        for room in &self.rooms {
+            state.rooms.leave(room, &self.mailbox);
+        }
+        if state.draining {
+            self.hub.streams.send_replace(state.streams.len());
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Every metric of the service, declared once with its unit and meaning.
+//!
+//! Counters only go up. Gauges that can be looked up are set when somebody asks, and cost nothing between. Labels are
+//! closed lists: no name that a client chose becomes one.
+
+use std::{sync::atomic::AtomicU64, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeMetric, MetricEncoder, text},
+    metrics::{MetricType, counter, family::Family, gauge, histogram},
+    registry::{Registry, Unit},
+};
+
+/// Counts up.
+pub type Counter = counter::Counter<u64, AtomicU64>;
+/// Goes up and down.
+pub type Gauge = gauge::Gauge;
+
+/// Counters that a label of a closed list tells apart.
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Family<[(&'static str, &'static str); 1], Counter>);
+
+impl Counters {
+    /// One more of these.
+    pub fn count(&self, label: &'static str, value: &'static str) {
+        self.0.get_or_create(&[(label, value)]).inc();
+    }
+
+    /// How many of these there were.
+    pub fn of(&self, label: &'static str, value: &'static str) -> u64 {
+        self.0.get(&[(label, value)]).map_or(0, |counter| counter.get())
+    }
+}
+
+impl EncodeMetric for Counters {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.0.metric_type()
+    }
+}
+
+/// Seconds, in buckets from 100 µs to 100 s.
+#[derive(Debug, Clone)]
+pub struct Seconds(histogram::Histogram);
+
+/// The upper bounds of the buckets of [`Seconds`].
+const SECONDS: [f64; 14] = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 10.0, 100.0];
+
+impl Default for Seconds {
+    fn default() -> Self {
+        Self(histogram::Histogram::new(SECONDS))
+    }
+}
+
+impl Seconds {
+    /// Takes one into account.
+    pub fn observe(&self, duration: Duration) {
+        self.0.observe(duration.as_secs_f64());
+    }
+}
+
+impl EncodeMetric for Seconds {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        self.0.metric_type()
+    }
+}
+
+macro_rules! metrics {
+    ($($name:ident: $kind:ident $(in $unit:ident)? = $meaning:literal;)*) => {
+        /// What the node counts and measures.
+        #[derive(Debug)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $meaning] pub $name: $kind,)*
+        }
+
+        impl Default for Metrics {
+            fn default() -> Self {
+                let mut registry = Registry::with_prefix("crewcast");
+                $(
+                    let $name = $kind::default();
+                    metrics!(@register registry $name $meaning $($unit)?);
+                )*
+                Self { registry, $($name,)* }
+            }
+        }
+    };
+    (@register $registry:ident $name:ident $meaning:literal) => {
+        $registry.register(stringify!($name), $meaning, $name.clone());
+    };
+    (@register $registry:ident $name:ident $meaning:literal $unit:ident) => {
+        $registry.register_with_unit(stringify!($name), $meaning, Unit::$unit, $name.clone());
+    };
+}
+
+metrics! {
+    connections: Gauge = "Connections open now";
+    connections_max: Gauge = "Connections at most, by the limit of open files; more wait to be accepted";
+    connections_accepted: Counter = "Connections accepted";
+    connections_stalled: Counter = "Connections cut because their socket took not one byte for stall-timeout";
+    requests: Counters = "Requests answered, by class of status";
+    problems: Counters = "Requests answered with a problem, by its code";
+
+    streams: Gauge = "Streams open now";
+    streams_max: Gauge = "Streams at most; more are told to come back";
+    streams_opened: Counter = "Streams opened";
+    streams_closed: Counters = "Streams that ended, by reason; gone is the client's own leaving";
+    streams_refused: Counters = "Streams refused because of this node's state, by reason";
+    rooms: Gauge = "Rooms that a stream of this node is in";
+    queued_events: Gauge = "Events that wait in the streams' queues, each counted once a stream";
+    queued: Gauge in Bytes = "What waits in the streams' queues; a frame that many wait for is counted for each";
+    queue_longest: Gauge in Bytes = "The longest queue; queue-bytes bounds it";
+    queue_overflows: Counter = "Times a stream's queue was full: it was dropped, and the stream reads history";
+
+    ring_events: Gauge = "Recent events kept in memory";
+    ring: Gauge in Bytes = "What the recent events take; ring-bytes bounds it";
+    replays: Counters = "Times a stream read history, by where from: the ring or the log";
+    replays_waiting: Gauge = "Streams that wait for their turn to read history from Postgres";
+    replays_reading: Gauge = "Streams that read history from Postgres now";
+    log_pages: Counter = "Pages of history read from Postgres";
+    resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
+    hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
+
+    pump_reads: Counter = "Reads of the log that found something new";
+    events: Counters = "Events routed, by type; custom ones together";
+    deliveries: Counter = "Events handed to a stream's socket";
+    writes: Counter = "Pieces in which they were handed over: events that wait go out together";
+    delivered: Counter in Bytes = "Bytes handed to the streams' sockets";
+    delivery_lag: Seconds in Seconds = "From an event's append to a socket, taken from each piece's last event";
+
+    postgres_reachable: Gauge = "1 while Postgres answers, else 0";
+    postgres_connections: Gauge = "Connections to Postgres that are open";
+    postgres_connections_idle: Gauge = "Connections to Postgres that nothing uses now";
+    postgres_connections_max: Gauge = "Connections to Postgres at most; more wait two seconds and are then told to come back";
+    resident_memory: Gauge in Bytes = "Memory that the process holds";
+}
+
+impl Metrics {
+    /// All of them as text for Prometheus.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+/// Memory that this process holds, in bytes; none where the system does not say.
+pub fn resident_bytes() -> Option<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = pages.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_metric_has_its_meaning_and_its_unit() {
+        let metrics = Metrics::default();
+        metrics.resets.count("reason", "too_old");
+        metrics.delivery_lag.observe(Duration::from_millis(3));
+        metrics.delivered.inc_by(7);
+        let text = metrics.text();
+        for line in [
+            "# HELP crewcast_streams Streams open now.",
+            "crewcast_resets_total{reason=\"too_old\"} 1",
+            "crewcast_delivered_bytes_total 7",
+            "crewcast_delivery_lag_seconds_bucket{le=\"0.005\"} 1",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(metrics.resets.of("reason", "too_old"), 1);
+    }
+}
