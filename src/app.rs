@@ -15,7 +15,10 @@ use crate::{
         self, Db,
         embedded::{self, Embedded},
     },
-    domain::Domain,
+    domain::{
+        Domain,
+        rights::{JoinSettings, Joins},
+    },
     http,
     hub::{Hub, Pump, PumpSettings, SessionSettings},
     log::epoch::Failover,
@@ -33,6 +36,8 @@ pub struct App {
     pub db: Db,
     /// The streams.
     pub hub: Arc<Hub>,
+    /// Who may join which room.
+    pub joins: Joins,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
     /// What sessions are told.
@@ -77,8 +82,9 @@ impl Server {
         let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config)).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(pump.run(stop.clone()));
+        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let session = Arc::new(session_settings(&config));
-        let app = App { config, db, hub, verifier, session, draining };
+        let app = App { config, db, hub, joins, verifier, session, draining };
         let (address, serving) = listen(&app, socket)?;
         Ok(Self { address, app, postgres, stop, tasks, serving })
     }
@@ -234,6 +240,15 @@ fn pump_settings(config: &Config) -> PumpSettings {
         retention: limits.retention,
         event_bytes_max: limits.event_bytes_max,
         failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
+    }
+}
+
+fn join_settings(config: &Config) -> JoinSettings {
+    let limits = &config.limits;
+    JoinSettings {
+        retention: limits.retention,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
     }
 }
 
