@@ -6,7 +6,12 @@ use crewcast::{
     app::Server,
     auth::{Caller, Claims, Roles},
     domain::rights::{JoinStats, STANDINGS},
+    error::Code,
     ids::Room,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -14,7 +19,9 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::support::{Client, connect, database, folder, mint, number, private_postgres, server, sql, token, url};
+use crate::support::{
+    Client, PATIENCE, connect, database, folder, mint, number, private_postgres, server, sql, token, url,
+};
 
 const DIVISIONS: u128 = 4;
 const PROJECTS: u128 = 40;
@@ -333,6 +340,86 @@ async fn without_postgres_every_join_is_put_off_and_works_again_after() {
     }
     server.stop().await;
     postgres.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_hangs_puts_joins_off_until_it_goes_on() {
+    let folder = folder();
+    let postgres = private_postgres(folder.path().to_owned(), true).await;
+    let options = postgres.connect_options();
+    let url = url(&options, options.get_database().unwrap());
+    // A statement may take a minute: that Postgres is out of reach is what ends it.
+    let server = server(&url, &["--poll=20ms", "--request-timeout=60s"]).await;
+    fill(&mut connect(&url).await).await;
+    let (member, rooms) = (mint(&claims(0)), room(0));
+    assert_eq!(open(&server, &member, &rooms).await.unwrap().0, StatusCode::OK);
+    let processes = family(postgres.postmaster().unwrap());
+    signal(&processes, Signal::SIGSTOP);
+    let waiting: Vec<_> = (0..5).map(|_| open(&server, &member, &rooms)).collect();
+    for join in waiting {
+        let (status, after, _) = tokio::time::timeout(PATIENCE / 2, join).await.unwrap().unwrap();
+        assert_eq!((status, after.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
+    }
+    signal(&processes, Signal::SIGCONT);
+    while open(&server, &member, &rooms).await.unwrap().0 != StatusCode::OK {}
+    server.stop().await;
+    postgres.stop().await;
+}
+
+/// A process and its children.
+fn family(parent: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    children.split_whitespace().map(|child| child.parse().unwrap()).chain([parent]).collect()
+}
+
+fn signal(processes: &[u32], signal: Signal) {
+    for process in processes {
+        kill(Pid::from_raw(process.cast_signed()), signal).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_takes_too_long_is_given_up_and_the_next_has_its_turn() {
+    let url = database().await;
+    fill(&mut connect(&url).await).await;
+    let server = server(&url, &["--request-timeout=200ms"]).await;
+    let lock = Lock::take(&url).await;
+    let rooms = [room(0).parse().unwrap()];
+    for _ in 0..2 {
+        let refused = server.app.joins.may_join(&caller(0), &rooms).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+    }
+    lock.release().await;
+    // On a busy machine one may take too long again.
+    let granted = loop {
+        match server.app.joins.may_join(&caller(0), &rooms).await {
+            Ok(granted) => break granted,
+            Err(refused) => assert_eq!(refused.code(), Code::Unavailable),
+        }
+    };
+    assert_eq!(granted, [true]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_waits_for_no_join() {
+    let url = database().await;
+    fill(&mut connect(&url).await).await;
+    let server = server(&url, &[]).await;
+    let joins = server.app.joins.clone();
+    let ask = |member| {
+        let (joins, rooms) = (joins.clone(), [room(0).parse().unwrap()]);
+        tokio::spawn(async move { joins.may_join(&caller(member), &rooms).await })
+    };
+    let mut lock = Lock::take(&url).await;
+    let first = ask(0);
+    lock.has_one_waiting().await;
+    let second = ask(1);
+    lock.has_seen(&server, 2).await;
+    server.stop().await;
+    for join in [first, second, ask(2)] {
+        assert_eq!(join.await.unwrap().unwrap_err().code(), Code::Unavailable);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
