@@ -16,7 +16,7 @@ use nix::{
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::timeout};
 use uuid::Uuid;
 
 use crate::support::{
@@ -357,7 +357,7 @@ async fn a_postgres_that_hangs_puts_joins_off_until_it_goes_on() {
     signal(&processes, Signal::SIGSTOP);
     let waiting: Vec<_> = (0..5).map(|_| open(&server, &member, &rooms)).collect();
     for join in waiting {
-        let (status, after, _) = tokio::time::timeout(PATIENCE / 2, join).await.unwrap().unwrap();
+        let (status, after, _) = timeout(PATIENCE / 2, join).await.unwrap().unwrap();
         assert_eq!((status, after.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
     }
     signal(&processes, Signal::SIGCONT);
@@ -386,8 +386,8 @@ async fn a_statement_that_takes_too_long_is_given_up_and_the_next_has_its_turn()
     let lock = Lock::take(&url).await;
     let rooms = [room(0).parse().unwrap()];
     for _ in 0..2 {
-        let refused = server.app.joins.may_join(&caller(0), &rooms).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unavailable);
+        let join = timeout(PATIENCE, server.app.joins.may_join(&caller(0), &rooms)).await;
+        assert_eq!(join.expect("an answer").unwrap_err().code(), Code::Unavailable);
     }
     lock.release().await;
     // On a busy machine one may take too long again.
@@ -405,7 +405,7 @@ async fn a_statement_that_takes_too_long_is_given_up_and_the_next_has_its_turn()
 async fn a_server_that_stops_waits_for_no_join() {
     let url = database().await;
     fill(&mut connect(&url).await).await;
-    let server = server(&url, &[]).await;
+    let server = server(&url, &["--request-timeout=10m"]).await;
     let joins = server.app.joins.clone();
     let ask = |member| {
         let (joins, rooms) = (joins.clone(), [room(0).parse().unwrap()]);
@@ -416,7 +416,7 @@ async fn a_server_that_stops_waits_for_no_join() {
     lock.has_one_waiting().await;
     let second = ask(1);
     lock.has_seen(&server, 2).await;
-    server.stop().await;
+    timeout(PATIENCE, server.stop()).await.expect("no statement is waited for");
     for join in [first, second, ask(2)] {
         assert_eq!(join.await.unwrap().unwrap_err().code(), Code::Unavailable);
     }
