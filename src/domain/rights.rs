@@ -2,11 +2,11 @@
 //!
 //! Mostly the token says it. Only a project's room and a plain member are looked up, and never one by one: when a node
 //! restarts, ten thousand streams come back at once, and as many statements would keep Postgres busy for longer than
-//! anybody waits. One task takes whoever waits and reads for all of them in one statement; while that runs the next ones
-//! collect.
+//! anybody waits. One task takes whoever waits and reads for all of them in one statement; while that runs the next
+//! ones collect.
 //!
-//! A statement begins after the last join that it answers has arrived, so that no answer is older than its question. Too
-//! many who wait, or a Postgres that does not answer, are `unavailable`: who may join is never guessed.
+//! A statement begins after the last join that it answers has arrived, so that no answer is older than its question.
+//! Too many who wait, or a Postgres that does not answer, are `unavailable`: who may join is never guessed.
 
 use std::{
     sync::{
@@ -46,7 +46,8 @@ pub const STANDINGS: &str = "
     select project.division, member.sub is not null as is_member
     from unnest($1::uuid[], $2::text[]) with ordinality as asked (project, sub, nth)
     left join lateral (select division from crewcast.projects
-                       where id = asked.project and (deleted_at is null or deleted_at > now() - make_interval(secs => $3))
+                       where id = asked.project
+                         and (deleted_at is null or deleted_at > now() - make_interval(secs => $3))
                        limit 1) as project on true
     left join lateral (select sub from crewcast.members
                        where project_id = asked.project and sub = asked.sub limit 1) as member on true
