@@ -20,7 +20,10 @@ use crate::{
         self, Db,
         embedded::{self, Embedded},
     },
-    domain::Domain,
+    domain::{
+        Domain,
+        rights::{JoinSettings, Joins},
+    },
     files::Files,
     http::{
         self,
@@ -43,6 +46,8 @@ pub struct App {
     pub db: Db,
     /// The streams.
     pub hub: Arc<Hub>,
+    /// Who may join which room.
+    pub joins: Joins,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
     /// What the node counts.
@@ -93,7 +98,8 @@ impl Server {
             Pump::prime(db.clone(), pump_settings(&config), hub_settings(&config, files), metrics.clone()).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(pump.run(stop.clone()));
-        let app = App { config, db, hub, verifier, metrics, draining };
+        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
+        let app = App { config, db, hub, joins, verifier, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -252,6 +258,15 @@ fn pump_settings(config: &Config) -> PumpSettings {
         retention: limits.retention,
         event_bytes_max: limits.event_bytes_max,
         failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
+    }
+}
+
+fn join_settings(config: &Config) -> JoinSettings {
+    let limits = &config.limits;
+    JoinSettings {
+        retention: limits.retention,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
     }
 }
 

@@ -109,6 +109,9 @@ pub struct Limits {
     /// Rooms of one stream
     #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rooms_max: u32,
+    /// Requests that may wait at once to learn which rooms their callers may join
+    #[arg(long, env = "CREWCAST_JOINS_WAITING_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub joins_waiting_max: u32,
     /// Longest time from SIGTERM to the end of the process
     #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,

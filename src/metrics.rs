@@ -128,6 +128,9 @@ metrics! {
     resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
 
+    joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
+    join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";
+
     pump_reads: Counter = "Reads of the log that found something new";
     events: Counters = "Events routed, by type; custom ones together";
     deliveries: Counter = "Events handed to a stream's socket";

@@ -1,25 +1,140 @@
-//! Which rooms a caller may join: what the token alone does not decide.
+//! Which rooms a caller may join.
+//!
+//! Mostly the token says it. Only a project's room and a plain member are looked up, and never one by one: when a node
+//! restarts, ten thousand streams come back at once, and as many statements would keep Postgres busy for longer than
+//! anybody waits. One task takes whoever waits and reads for all of them in one statement; while that runs the next
+//! ones collect.
+//!
+//! A statement begins after the last join that it answers has arrived, so that no answer is older than its question.
+//! Too many who wait, or a Postgres that does not answer, are `unavailable`: who may join is never guessed.
 
-use sqlx::postgres::types::PgInterval;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde::Serialize;
+use sqlx::PgConnection;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::Domain;
-use crate::{auth::Caller, error::Result, ids::Room};
+use crate::{
+    auth::Caller,
+    db::Db,
+    error::{Error, Result},
+    ids::{Room, Sub},
+};
 
-/// Whether the caller may join each of these rooms. Asks Postgres only about projects of plain members.
+/// A statement that has this many projects takes no further join.
+const PROJECTS_MAX: usize = 10_000;
+
+/// How often a statement under way looks whether Postgres is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How the callers stand to the projects that they ask for, in the order of asking. `$1`: projects, `$2`: the callers,
+/// `$3`: retention in seconds. The laterals with their limits stay on the indexes in generic plans as well.
 ///
-/// # Errors
-/// When Postgres does not answer.
-pub async fn may_join(domain: &Domain, caller: &Caller, rooms: &[Room]) -> Result<Vec<bool>> {
-    let open: Vec<Uuid> = rooms.iter().filter_map(|room| undecided(caller, room)).collect();
-    let readable = if open.is_empty() { Vec::new() } else { readable(domain, caller, &open).await? };
-    let decide = |room: &Room| match room {
-        Room::Project(id) => caller.may_join_without_looking(room).unwrap_or_else(|| readable.contains(id)),
-        room => caller.may_join_without_looking(room).unwrap_or(false),
-    };
-    Ok(rooms.iter().map(decide).collect())
+/// A deleted project keeps its readers for a while, so that who was away still learns of it.
+pub const STANDINGS: &str = "
+    select project.division, member.sub is not null as is_member
+    from unnest($1::uuid[], $2::text[]) with ordinality as asked (project, sub, nth)
+    left join lateral (select division from crewcast.projects
+                       where id = asked.project
+                         and (deleted_at is null or deleted_at > now() - make_interval(secs => $3))
+                       limit 1) as project on true
+    left join lateral (select sub from crewcast.members
+                       where project_id = asked.project and sub = asked.sub limit 1) as member on true
+    order by asked.nth";
+
+/// What the task is told.
+#[derive(Debug, Clone)]
+pub struct JoinSettings {
+    /// How long a deleted project's room keeps its readers.
+    pub retention: Duration,
+    /// Joins that may wait; one more is refused.
+    pub waiting_max: usize,
+    /// After this long nobody waits for a statement any more.
+    pub statement_timeout: Duration,
 }
 
+/// What was done so far.
+#[derive(Debug, Default)]
+struct Counters {
+    joins: AtomicU64,
+    statements: AtomicU64,
+}
+
+/// Figures of this node, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinStats {
+    /// Joins that the token alone did not decide.
+    pub joins: u64,
+    /// Statements that were made of them.
+    pub statements: u64,
+}
+
+/// Where to ask who may join. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Joins {
+    waiting: mpsc::Sender<Join>,
+    counters: Arc<Counters>,
+}
+
+impl Joins {
+    /// Starts the task that answers, until `stop`.
+    pub fn start(db: Db, settings: JoinSettings, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+        let (waiting, queue) = mpsc::channel(settings.waiting_max);
+        let counters = Arc::<Counters>::default();
+        tasks.spawn(Desk { db, settings, queue, counters: counters.clone(), stop }.run());
+        Self { waiting, counters }
+    }
+
+    /// Whether the caller may join each of these rooms, as of now.
+    ///
+    /// # Errors
+    /// `unavailable` when too many wait, or when Postgres does not answer.
+    pub async fn may_join(&self, caller: &Caller, rooms: &[Room]) -> Result<Vec<bool>> {
+        let projects: Vec<Uuid> = rooms.iter().filter_map(|room| undecided(caller, room)).collect();
+        let standings = if projects.is_empty() { Vec::new() } else { self.look_up(&caller.sub, projects).await? };
+        let mut standings = standings.into_iter();
+        let may = rooms.iter().map(|room| match undecided(caller, room) {
+            Some(_) => standings.next().is_some_and(|standing| standing.admits(caller)),
+            None => caller.may_join_without_looking(room).unwrap_or(false),
+        });
+        Ok(may.collect())
+    }
+
+    /// How many have asked, and how many statements that took.
+    pub fn stats(&self) -> JoinStats {
+        let Counters { joins, statements } = &*self.counters;
+        JoinStats { joins: joins.load(Ordering::Relaxed), statements: statements.load(Ordering::Relaxed) }
+    }
+
+    /// How a caller stands to each of these projects.
+    async fn look_up(&self, sub: &Sub, projects: Vec<Uuid>) -> Result<Vec<Standing>> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.try_send(Join { sub: sub.clone(), projects, answer }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::unavailable("Too many are joining rooms at the moment."),
+            mpsc::error::TrySendError::Closed(_) => stopped(),
+        })?;
+        self.counters.joins.fetch_add(1, Ordering::Relaxed);
+        answered.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+fn stopped() -> Error {
+    Error::unavailable("The server is shutting down.")
+}
+
+/// The project to look up, where the token alone does not decide.
 fn undecided(caller: &Caller, room: &Room) -> Option<Uuid> {
     match room {
         Room::Project(id) if caller.may_join_without_looking(room).is_none() => Some(*id),
@@ -27,24 +142,116 @@ fn undecided(caller: &Caller, room: &Room) -> Option<Uuid> {
     }
 }
 
-/// Of these projects, those that the caller is a member of or whose division is theirs. A deleted one keeps its readers
-/// for a while, so that who was away still learns of it.
-async fn readable(domain: &Domain, caller: &Caller, projects: &[Uuid]) -> Result<Vec<Uuid>> {
-    let divisions: Vec<&str> = caller.divisions.iter().map(|slug| slug.as_str()).collect();
-    let retention = PgInterval::try_from(domain.retention).unwrap_or_default();
-    let mut conn = domain.db.acquire().await?;
-    let readable = sqlx::query_scalar(
-        "select id from crewcast.projects project
-         where id = any($1)
-           and (deleted_at is null or deleted_at > now() - $2)
-           and (division = any($3)
-                or exists (select from crewcast.members where project_id = project.id and sub = $4))",
-    )
-    .bind(projects)
-    .bind(retention)
-    .bind(divisions)
-    .bind(caller.sub.as_str())
-    .fetch_all(&mut *conn)
-    .await?;
-    Ok(readable)
+/// How a caller stands to a project.
+#[derive(Debug, sqlx::FromRow)]
+struct Standing {
+    /// The project's division; none when there is no such project, or no longer.
+    division: Option<String>,
+    is_member: bool,
+}
+
+impl Standing {
+    /// Readers are a project's members and everybody of its division.
+    fn admits(&self, caller: &Caller) -> bool {
+        let Some(division) = &self.division else { return false };
+        self.is_member || caller.divisions.iter().any(|slug| slug.as_str() == division)
+    }
+}
+
+/// Somebody who waits.
+#[derive(Debug)]
+struct Join {
+    sub: Sub,
+    projects: Vec<Uuid>,
+    answer: oneshot::Sender<Result<Vec<Standing>>>,
+}
+
+/// The task's state.
+#[derive(Debug)]
+struct Desk {
+    db: Db,
+    settings: JoinSettings,
+    queue: mpsc::Receiver<Join>,
+    counters: Arc<Counters>,
+    stop: CancellationToken,
+}
+
+impl Desk {
+    /// Answers until `stop`; who still waits then is told so by the answer's dropped sender.
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        while let Some(first) = stop.run_until_cancelled(self.queue.recv()).await.flatten() {
+            // The connection comes first: whoever arrives while it is waited for is answered with the others.
+            let conn = self.db.acquire().await;
+            let batch = self.batch(first);
+            if batch.is_empty() {
+                continue;
+            }
+            let read = match conn {
+                Ok(mut conn) => {
+                    let read = self.read(&mut conn, &batch).await;
+                    if read.is_err() {
+                        // It may be in the middle of an answer that never comes.
+                        conn.close_on_drop();
+                    }
+                    read
+                }
+                Err(error) => Err(error),
+            };
+            answer(batch, read);
+        }
+    }
+
+    /// The first join and those that wait behind it, without whoever went away meanwhile.
+    fn batch(&mut self, first: Join) -> Vec<Join> {
+        let (mut batch, mut projects) = (Vec::new(), 0);
+        let mut next = Some(first);
+        while let Some(join) = next {
+            if !join.answer.is_closed() {
+                projects += join.projects.len();
+                batch.push(join);
+            }
+            next = if projects < PROJECTS_MAX { self.queue.try_recv().ok() } else { None };
+        }
+        batch
+    }
+
+    /// Reads for the whole batch, or gives up when Postgres is out of reach or nobody waits any more.
+    async fn read(&self, conn: &mut PgConnection, batch: &[Join]) -> Result<Vec<Standing>> {
+        self.counters.statements.fetch_add(1, Ordering::Relaxed);
+        let read = timeout(self.settings.statement_timeout, self.standings(conn, batch));
+        tokio::select! {
+            read = read => read.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer."))),
+            () = self.lost() => Err(Error::unavailable("The database is out of reach.")),
+            () = self.stop.cancelled() => Err(stopped()),
+        }
+    }
+
+    async fn standings(&self, conn: &mut PgConnection, batch: &[Join]) -> Result<Vec<Standing>> {
+        let asked = batch.iter().flat_map(|join| join.projects.iter().map(|project| (*project, join.sub.as_str())));
+        let (projects, subs): (Vec<Uuid>, Vec<&str>) = asked.unzip();
+        let statement = sqlx::query_as(STANDINGS).bind(projects).bind(subs);
+        Ok(statement.bind(self.settings.retention.as_secs_f64()).fetch_all(conn).await?)
+    }
+
+    /// Ends when Postgres is out of reach: a connection that went silent would say so only after minutes.
+    async fn lost(&self) {
+        let mut look = interval(LOOK_EVERY);
+        while self.db.is_reachable() {
+            look.tick().await;
+        }
+    }
+}
+
+/// Gives each join its part of what was read, or the same error to all.
+fn answer(batch: Vec<Join>, read: Result<Vec<Standing>>) {
+    let mut read = read.map(Vec::into_iter).map_err(Arc::new);
+    for join in batch {
+        let part = match &mut read {
+            Ok(standings) => Ok(standings.by_ref().take(join.projects.len()).collect()),
+            Err(error) => Err(Error::new(error.code(), error.problem().detail.clone()).with_cause(error.clone())),
+        };
+        // Whoever went away meanwhile needs none.
+        let _ = join.answer.send(part);
+    }
 }

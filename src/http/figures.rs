@@ -1,6 +1,9 @@
 //! `/metrics` and `/stats`: what the node counts, for machines and for people. Counts only, never names.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     Json,
@@ -32,6 +35,9 @@ fn measure(app: &App) {
     let (open, idle) = app.db.connections();
     app.metrics.postgres_connections.set(open.into());
     app.metrics.postgres_connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+    let joins = app.joins.stats();
+    app.metrics.joins.inner().store(joins.joins, Ordering::Relaxed);
+    app.metrics.join_statements.inner().store(joins.statements, Ordering::Relaxed);
     if let Some(bytes) = resident_bytes() {
         app.metrics.resident_memory.set(bytes.try_into().unwrap_or(i64::MAX));
     }

@@ -12,7 +12,6 @@ use sqlx::PgConnection;
 use crate::{
     app::App,
     auth::Caller,
-    domain,
     error::{Code, Error, Result},
     ids::Room,
     log::{self, Event, Position, Reader, Reading, Scope, Snapshot, retention},
@@ -50,7 +49,7 @@ pub(super) async fn event(
     let event = log::one(&mut conn, seq).await?.ok_or_else(Error::not_found)?;
     drop(conn);
     let rooms: Vec<Room> = event.rooms.iter().filter_map(|room| room.parse().ok()).collect();
-    if !domain::rights::may_join(&app.domain(), &caller, &rooms).await?.contains(&true) {
+    if !app.joins.may_join(&caller, &rooms).await?.contains(&true) {
         return Err(Error::not_found());
     }
     Ok(Json(EventFrame::new(None, event)?))
@@ -64,7 +63,7 @@ pub(super) async fn room(
     Query(page): Query<Page>,
 ) -> Result<Response> {
     let room: Room = room.parse().map_err(|error| Error::new(Code::InvalidRoom, format!("{error}.")))?;
-    if domain::rights::may_join(&app.domain(), &caller, std::slice::from_ref(&room)).await? != [true] {
+    if app.joins.may_join(&caller, std::slice::from_ref(&room)).await? != [true] {
         return Err(Error::forbidden("You may not join this room."));
     }
     let mut read = app.db.read().await?;

@@ -14,7 +14,6 @@ use serde::Deserialize;
 use crate::{
     app::App,
     auth::Caller,
-    domain,
     error::{Code, Error, Result},
     hub::{Opening, Refused, Session, User},
     ids::{Room, TypeFilter},
@@ -89,7 +88,7 @@ fn rooms(list: &str, max: usize) -> Result<Vec<Room>> {
 /// Which rooms the stream gets. The caller's own is among them without being asked for.
 async fn judge(app: &App, caller: &Caller, asked: Vec<Room>) -> Result<(Vec<String>, Vec<Refused>)> {
     let own = Room::User(caller.sub.clone());
-    let may = domain::rights::may_join(&app.domain(), caller, &asked).await?;
+    let may = app.joins.may_join(caller, &asked).await?;
     let (mut joined, mut refused) = (Vec::new(), Vec::new());
     for (room, may) in asked.into_iter().zip(may) {
         if may {
