@@ -19,10 +19,10 @@ use crate::{
 const AHEAD: u64 = 500;
 
 /// Bytes of text in an event from SQL, so that a delivery has about 230 bytes of payload on either server.
-pub(crate) const PAD: (usize, usize) = (60, 70);
+pub(crate) const PAD: (usize, usize) = (60, 74);
 
 /// The same for a change by REST, whose event is longer.
-pub(crate) const PAD_REST: (usize, usize) = (20, 220);
+pub(crate) const PAD_REST: (usize, usize) = (20, 184);
 
 /// One room, as fast as it goes.
 pub(crate) fn saturated(bench: &Bench) -> Result<Vec<Row>> {
@@ -85,7 +85,7 @@ fn one_room(bench: &Bench, fleet: &mut Fleet, process: &Process, publisher: Publ
 /// Many rooms with few streams each: what it costs to find them.
 pub(crate) fn many_rooms(bench: &Bench) -> Result<Vec<Row>> {
     const ROOMS: u64 = 1000;
-    const BATCH: u64 = 10;
+    const BATCH: u64 = 20;
     const EVERY: Duration = Duration::from_millis(50);
     let streams = bench.streams(5000);
     let ours = Ours::start(&bench.place, "data", &["--poll=25ms"])?;

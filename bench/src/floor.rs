@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 type Sockets = Arc<Mutex<Vec<TcpStream>>>;
 
@@ -18,22 +18,21 @@ pub(crate) fn serve() -> Result<()> {
     println!("the floor listens on http://{}", listener.local_addr()?);
     let sockets = Sockets::default();
     for socket in listener.incoming() {
-        let mut requests = BufReader::new(socket?);
-        let (line, body) = request(&mut requests)?;
-        if line.starts_with("GET") {
-            let mut socket = requests.into_inner();
-            socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-            lock(&sockets).push(socket);
-        } else {
-            let sockets = sockets.clone();
-            std::thread::spawn(move || publisher(requests, body, &sockets));
-        }
+        let (requests, sockets) = (BufReader::new(socket?), sockets.clone());
+        std::thread::spawn(move || connection(requests, &sockets));
     }
     Ok(())
 }
 
-fn publisher(mut requests: BufReader<TcpStream>, first: Vec<u8>, sockets: &Sockets) -> Result<()> {
-    let mut body = first;
+/// A stream's connection is kept and has no thread any more; a publisher's has one for as long as it lasts.
+fn connection(mut requests: BufReader<TcpStream>, sockets: &Sockets) -> Result<()> {
+    let (line, mut body) = request(&mut requests)?;
+    if line.starts_with("GET") {
+        let mut socket = requests.into_inner();
+        socket.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+        lock(sockets).push(socket);
+        return Ok(());
+    }
     loop {
         // A socket whose stream has ended takes nothing, and is forgotten.
         lock(sockets).retain_mut(|socket| socket.write_all(&body).is_ok());
@@ -49,7 +48,7 @@ fn lock(sockets: &Sockets) -> std::sync::MutexGuard<'_, Vec<TcpStream>> {
 /// The next request's first line and body.
 fn request(requests: &mut BufReader<TcpStream>) -> Result<(String, Vec<u8>)> {
     let (mut first, mut length) = (String::new(), 0);
-    requests.read_line(&mut first)?;
+    ensure!(requests.read_line(&mut first)? > 0, "the connection was closed");
     loop {
         let mut line = String::new();
         requests.read_line(&mut line)?;

@@ -50,14 +50,26 @@ impl Place {
         let own = std::env::current_exe()?;
         let target = own.ancestors().nth(2).context("the bench runs from cargo's target folder")?;
         build(target)?;
-        let folder = target.join("bench").join(std::process::id().to_string());
-        fs::create_dir_all(&folder)?;
+        let folder = folder(&target.join("bench"))?;
         let crewcast = target.join("release/crewcast");
         let mut token = Command::new(&crewcast);
         token.args(["token", "--sub", "bench", "--role", "admin"]).env("CREWCAST_JWT_SECRET", SECRET);
         let token = String::from_utf8(token.output()?.stdout)?.trim().to_owned();
         Ok(Self { folder, crewcast, token })
     }
+}
+
+/// A folder of this process's own. Those of runs that were killed are removed.
+fn folder(all: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(all)?;
+    for entry in fs::read_dir(all)?.flatten() {
+        if !Path::new("/proc").join(entry.file_name()).exists() {
+            remove(&entry.path());
+        }
+    }
+    let own = all.join(std::process::id().to_string());
+    fs::create_dir_all(&own)?;
+    Ok(own)
 }
 
 /// The server that was built last is the one that is measured.
