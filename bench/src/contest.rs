@@ -83,6 +83,11 @@ impl Measured {
         self.deliveries / self.seconds
     }
 
+    /// Of the server's core, 1 at most.
+    pub(crate) fn cpus(&self) -> f64 {
+        self.cpu_seconds / self.seconds
+    }
+
     pub(crate) fn per_cpu_second(&self) -> f64 {
         self.deliveries / self.cpu_seconds
     }

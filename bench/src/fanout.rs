@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use crate::{
     Bench,
-    contest::{Contestant, Measured, Plan, publisher_plain, publisher_rest, publisher_sql},
+    contest::{Contestant, Measured, Plan, publisher_floor, publisher_plain, publisher_rest, publisher_sql},
     http,
     load::Fleet,
     publish::{Pace, Publisher},
@@ -45,6 +45,28 @@ pub(crate) fn saturated(bench: &Bench) -> Result<Vec<Row>> {
         Bar::RatioAtLeast(3.0),
         &format!("1 room × {streams} streams; ours: SQL, 100 events a transaction; baseline: POST of 100 events"),
     )])
+}
+
+/// What the load takes when a server costs next to nothing: the figures beside it are the servers' while they are lower.
+pub(crate) fn load_limit(bench: &Bench) -> Result<Vec<Row>> {
+    let streams = bench.streams(5000);
+    let floor = server::baseline(&bench.place, "floor")?;
+    let mut fleet = Contestant::Floor.fleet()?;
+    fleet.open(&floor.address, Contestant::Floor.requests(bench, streams, 1))?;
+    let measured = one_room(bench, &mut fleet, &floor, publisher_floor(&floor, PAD.1)?, 100)?;
+    Ok(vec![Row {
+        figure: "what the load can take".into(),
+        unit: "deliveries/s",
+        ours: measured.per_second(),
+        baseline: None,
+        bar: Bar::None,
+        note: format!(
+            "no crewcast: bare write() of 100 events at a time to {streams} streams, {:.0} bytes a delivery; \
+             the writer at {:.0} % of its core",
+            measured.bytes_each,
+            100.0 * measured.cpus()
+        ),
+    }])
 }
 
 /// One room, one publication under way at a time.
@@ -131,7 +153,7 @@ impl Rounds {
                 bench.say(&format!(
                     "{name}, round {round}, {who}: {} deliveries/s, {} of a CPU, {:.0} bytes each",
                     short(measured.per_second()),
-                    short(measured.cpu_seconds / measured.seconds),
+                    short(measured.cpus()),
                     measured.bytes_each
                 ));
                 if contestant == Contestant::Ours { &mut rounds.ours } else { &mut rounds.plain }.push(measured);
@@ -143,13 +165,17 @@ impl Rounds {
     fn row(&self, figure: &str, unit: &'static str, value: fn(&Measured) -> f64, bar: Bar, note: &str) -> Row {
         let of = |rounds: &[Measured], value: fn(&Measured) -> f64| median(rounds.iter().map(value).collect());
         let bytes = [&self.ours, &self.plain].map(|rounds| of(rounds, |measured| measured.bytes_each));
+        let busy = [&self.ours, &self.plain].map(|rounds| 100.0 * of(rounds, Measured::cpus));
         Row {
             figure: figure.into(),
             unit,
             ours: of(&self.ours, value),
             baseline: Some(of(&self.plain, value)),
             bar,
-            note: format!("{note}; {:.0} and {:.0} bytes a delivery", bytes[0], bytes[1]),
+            note: format!(
+                "{note}; {:.0} and {:.0} bytes a delivery; servers at {:.0} % and {:.0} % of their core",
+                bytes[0], bytes[1], busy[0], busy[1]
+            ),
         }
     }
 }

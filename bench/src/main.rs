@@ -41,9 +41,10 @@ use crate::{
 type Figure = fn(&Bench) -> Result<Vec<Row>>;
 
 /// Every figure: its name, what it is, how it is measured.
-const FIGURES: [(&str, &str, Figure); 10] = [
+const FIGURES: [(&str, &str, Figure); 11] = [
     ("memory", "memory of an idle stream", memory::rss_per_stream),
     ("fanout", "deliveries a second to one room, as fast as it goes", fanout::saturated),
+    ("load", "what the load itself can take", fanout::load_limit),
     ("single", "the same, one publication at a time", fanout::sequential),
     ("rooms", "deliveries for the same CPU with many rooms", fanout::many_rooms),
     ("steady", "CPU a delivery and latency at a steady pace", paced::steady),

@@ -33,7 +33,7 @@ pub(crate) enum Publisher {
     Sql { sql: Sql, rooms: u64, pad: usize },
     /// A list, or one event, to the plain server.
     Plain { http: Http, rooms: u64, pad: usize },
-    /// A frame as it goes out, to the floor.
+    /// Frames as they go out, to the floor.
     Floor { http: Http, pad: usize },
 }
 
@@ -96,9 +96,12 @@ impl Publisher {
                 http.send("POST", "/publish", &body)?;
             }
             Self::Floor { http, pad } => {
-                let (n, data) = (first + 1, tick(first, 1, sent, *pad));
-                let frame = format!("event: bench:tick\nid: {n}\ndata: {data}\n\n");
-                http.send("POST", "/publish", &format!("{:x}\r\n{frame}\r\n", frame.len()))?;
+                // A chunk for each, as most servers send them.
+                let chunk = |i| {
+                    let frame = format!("event: bench:tick\nid: {}\ndata: {}\n\n", i + 1, tick(i, 1, sent, *pad));
+                    format!("{:x}\r\n{frame}\r\n", frame.len())
+                };
+                http.send("POST", "/publish", &(first..first + count).map(chunk).collect::<String>())?;
             }
         }
         Ok(())
