@@ -22,14 +22,17 @@ const EVERY: Duration = Duration::from_millis(10);
 const CONTESTANTS: [(&str, Contestant); 3] =
     [("crewcast", Contestant::Ours), ("plain", Contestant::Plain), ("write()", Contestant::Floor)];
 
-/// One contestant over the rounds.
-struct Seen {
+/// One contestant: in each round, then the medians of all.
+#[derive(Default)]
+struct Seen<T> {
     /// Microseconds of processor time a delivery.
-    cpu: Vec<f64>,
-    bytes: Vec<f64>,
+    cpu: T,
+    bytes: T,
+    /// Events a second that were published: fewer than wanted on a machine that is too busy.
+    rate: T,
     /// Milliseconds from send to receipt, of which half and 99 % are at most that.
-    p50: Vec<f64>,
-    p99: Vec<f64>,
+    p50: T,
+    p99: T,
 }
 
 /// CPU a delivery and latency at 1,000 streams and 100 events a second.
@@ -38,7 +41,7 @@ pub(crate) fn steady(bench: &Bench) -> Result<Vec<Row>> {
     let ours = Ours::start(&bench.place, "data", &[])?;
     let plain = server::baseline(&bench.place, "plain")?;
     let floor = server::baseline(&bench.place, "floor")?;
-    let mut seen = CONTESTANTS.map(|_| Seen { cpu: vec![], bytes: vec![], p50: vec![], p99: vec![] });
+    let mut seen = CONTESTANTS.map(|_| Seen::<Vec<f64>>::default());
     let mut commits = latencies()?;
     for round in 1..=bench.rounds() {
         for ((name, contestant), seen) in CONTESTANTS.iter().zip(&mut seen) {
@@ -51,7 +54,7 @@ pub(crate) fn steady(bench: &Bench) -> Result<Vec<Row>> {
                 Contestant::Plain => by_number(bench, &plain, streams, publisher_plain(&plain, 1, PAD_REST.1)?)?,
                 Contestant::Floor => by_number(bench, &floor, streams, publisher_floor(&floor, PAD_REST.1)?)?,
             };
-            seen.push(&measured);
+            seen.push(&measured, streams);
             let last = |values: &[f64]| short(values.last().copied().unwrap_or(f64::NAN));
             bench.say(&format!(
                 "steady pace, round {round}, {name}: {} µs a delivery, p50 {} ms, p99 {} ms, publication {} ms, {:.0} bytes",
@@ -66,54 +69,48 @@ pub(crate) fn steady(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows(seen, milliseconds(&commits, 50.0), streams))
 }
 
-fn rows(seen: [Seen; 3], commit: f64, streams: usize) -> Vec<Row> {
-    let [ours, plain, floor] = seen.map(|seen| [seen.cpu, seen.bytes, seen.p50, seen.p99].map(median));
-    let load = format!("{streams} streams × {} events/s", 1.0 / EVERY.as_secs_f64());
-    let sent = "from the request's send to the client's receipt";
-    let row = |figure: &str, unit, nth: usize, baseline, bar, note: String| Row {
+fn rows(seen: [Seen<Vec<f64>>; 3], commit: f64, streams: usize) -> Vec<Row> {
+    let [ours, plain, floor] = seen.map(Seen::medians);
+    let load = format!(
+        "{streams} streams × {} events/s ({} and {} were reached)",
+        1.0 / EVERY.as_secs_f64(),
+        short(ours.rate),
+        short(plain.rate)
+    );
+    let bytes = format!("{:.0} and {:.0} bytes a delivery", ours.bytes, plain.bytes);
+    let row = |figure: &str, unit, ours, baseline, bar, note: String| Row {
         figure: figure.into(),
         unit,
-        ours: ours[nth],
+        ours,
         baseline: Some(baseline),
         bar,
         note,
     };
-    let bar = (2.0 * plain[3] + commit) / plain[3];
+    let cpu_note = format!("{load}; ours: PATCH of a project; {bytes}");
+    let floor_note = "the floor: nothing but the kernel".to_owned();
+    let p50_note = format!("from the request's send to the client's receipt; {load}");
+    let p99_note = format!("the same; bar: twice the baseline's and one commit ({} ms)", short(commit));
+    let p99_bar = Bar::RatioAtMost((2.0 * plain.p99 + commit) / plain.p99);
     vec![
-        row(
-            "CPU a delivery",
-            "µs",
-            0,
-            plain[0],
-            Bar::RatioAtMost(0.85),
-            format!("{load}; ours: PATCH of a project; {:.0} and {:.0} bytes a delivery", ours[1], plain[1]),
-        ),
-        row(
-            "CPU a delivery, beside bare write()",
-            "µs",
-            0,
-            floor[0],
-            Bar::None,
-            "the floor: nothing but the kernel".into(),
-        ),
-        row("latency p50", "ms", 2, plain[2], Bar::None, format!("{sent}; {load}")),
-        row(
-            "latency p99",
-            "ms",
-            3,
-            plain[3],
-            Bar::RatioAtMost(bar),
-            format!("the same; bar: twice the baseline's and one commit ({} ms)", short(commit)),
-        ),
+        row("CPU a delivery", "µs", ours.cpu, plain.cpu, Bar::RatioAtMost(0.85), cpu_note),
+        row("CPU a delivery, beside bare write()", "µs", ours.cpu, floor.cpu, Bar::None, floor_note),
+        row("latency p50", "ms", ours.p50, plain.p50, Bar::None, p50_note),
+        row("latency p99", "ms", ours.p99, plain.p99, p99_bar, p99_note),
     ]
 }
 
-impl Seen {
-    fn push(&mut self, measured: &Measured) {
+impl Seen<Vec<f64>> {
+    fn push(&mut self, measured: &Measured, streams: usize) {
         self.cpu.push(measured.cpu_seconds * 1e6 / measured.deliveries);
         self.bytes.push(measured.bytes_each);
+        self.rate.push(measured.per_second() / streams as f64);
         self.p50.push(milliseconds(&measured.latencies, 50.0));
         self.p99.push(milliseconds(&measured.latencies, 99.0));
+    }
+
+    fn medians(self) -> Seen<f64> {
+        let Self { cpu, bytes, rate, p50, p99 } = self;
+        Seen { cpu: median(cpu), bytes: median(bytes), rate: median(rate), p50: median(p50), p99: median(p99) }
     }
 }
 
