@@ -9,7 +9,7 @@ use tokio::net::TcpSocket;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{Checks, Verifier, generate_secret},
+    auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
     config::{Config, Keys},
     db::{
         self, Db,
@@ -70,15 +70,18 @@ impl Server {
     pub async fn start(config: Config, say: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let socket = bind(config.listen)?;
-        let verifier = Arc::new(verifier(&config, &say)?);
+        let (verifier, fetcher) = verifier(&config, &say)?;
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
         let db = Db::new(options, config.database.database_connections);
         let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config)).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(pump.run(stop.clone()));
+        if let Some(fetcher) = fetcher {
+            tasks.spawn(fetcher.run(stop.clone()));
+        }
         let session = Arc::new(session_settings(&config));
-        let app = App { config, db, hub, verifier, session, draining };
+        let app = App { config, db, hub, verifier: Arc::new(verifier), session, draining };
         let (address, serving) = listen(&app, socket)?;
         Ok(Self { address, app, postgres, stop, tasks, serving })
     }
@@ -106,27 +109,50 @@ impl Server {
     }
 }
 
-/// The key that tokens are checked with: configured, or made in the data folder.
-fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<Verifier> {
+/// What tokens are checked with: keys that are fetched, or one that is configured or made in the data folder.
+fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<(Verifier, Option<Fetcher>)> {
     let keys = &config.keys;
+    if let Some(url) = &keys.jwks_url {
+        say_what_is_unchecked(keys, say);
+        let (verifier, fetcher) = Verifier::from_jwks(url, keys.jwks_timing, checks(keys))?;
+        return Ok((verifier, Some(fetcher)));
+    }
     if keys.jwt_secret.is_none() && keys.jwt_public_key.is_none() {
         if config.database.database_url.is_some() {
             bail!(
                 "DATABASE_URL is set and no key is: set CREWCAST_JWT_SECRET or CREWCAST_JWT_PUBLIC_KEY to the key of \
-                 your tokens"
+                 your tokens, or CREWCAST_JWKS_URL to where their keys are"
             );
         }
         make_secret(&keys.data_dir, say)?;
     }
-    configured_verifier(keys)
+    Ok((configured_verifier(keys)?, None))
+}
+
+fn checks(keys: &Keys) -> Checks {
+    Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() }
+}
+
+/// An identity provider signs for many services with the same keys.
+fn say_what_is_unchecked(keys: &Keys, say: &impl Fn(&str)) {
+    let unset = match (&keys.jwt_audience, &keys.jwt_issuer) {
+        (Some(_), Some(_)) => return,
+        (None, Some(_)) => "CREWCAST_JWT_AUDIENCE",
+        (Some(_), None) => "CREWCAST_JWT_ISSUER",
+        (None, None) => "CREWCAST_JWT_AUDIENCE and CREWCAST_JWT_ISSUER",
+    };
+    say(&format!("warning: tokens that the identity provider made for others are taken, too: set {unset}"));
 }
 
 /// The verifier of the configured key, or of the one made in the data folder earlier.
 ///
 /// # Errors
-/// When there is none, or it is not a key.
+/// When there is none, it is not a key, or keys are fetched: those make no tokens.
 pub fn configured_verifier(keys: &Keys) -> anyhow::Result<Verifier> {
-    let checks = Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() };
+    if keys.jwks_url.is_some() {
+        return Err(InvalidKey::CannotSign.into());
+    }
+    let checks = checks(keys);
     if let Some(secret) = &keys.jwt_secret {
         return Ok(Verifier::from_secret(secret.reveal().as_bytes(), checks)?);
     }

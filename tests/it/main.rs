@@ -7,6 +7,7 @@ mod cli;
 mod embedded;
 mod first;
 mod input;
+mod jwks;
 mod model;
 mod reset;
 mod restore;
