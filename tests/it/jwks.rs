@@ -474,6 +474,8 @@ async fn the_log_has_one_line_for_each_change_and_no_secret() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    // With only one subscriber, a thread that has none would switch off for all what it is the first to log.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let _guard = tracing::subscriber::set_default(subscriber);
     let key = Pair::new("key-of-march");
     let provider = Provider::of(&[&key]).await;

@@ -50,7 +50,7 @@ fn token(algorithm: Algorithm, key: &EncodingKey) -> String {
 fn a_keys_kind_is_its_algorithm_and_no_other_is_taken() {
     for (which, (algorithm, _, published)) in pairs().iter().enumerate() {
         let named = with(published, "alg", json!(format!("{algorithm:?}")));
-        for keys in [set(&[published.clone()]), set(&[named])] {
+        for keys in [set(std::slice::from_ref(published)), set(&[named])] {
             let key = keys.find(None).unwrap();
             for (other, (algorithm, private, _)) in pairs().iter().enumerate() {
                 assert_eq!(key.verify(&token(*algorithm, private)).is_ok(), which == other, "{which} {other}");
@@ -67,7 +67,7 @@ fn a_keys_kind_is_its_algorithm_and_no_other_is_taken() {
 #[test]
 fn a_public_key_is_no_secret_of_tokens() {
     let [(_, _, published), ..] = pairs();
-    let key = set(&[published.clone()]).find(None).unwrap();
+    let key = set(std::slice::from_ref(&published)).find(None).unwrap();
     let modulus = URL_SAFE_NO_PAD.decode(published["n"].as_str().unwrap()).unwrap();
     let secrets = [&pem!("rsa.pub")[..], &modulus, published["n"].as_str().unwrap().as_bytes()];
     for secret in secrets {
@@ -88,7 +88,7 @@ fn keys_that_are_not_for_our_tokens_are_left_out_and_the_others_count() {
         with(&ec, "x5c", json!(["MIIB"])),
         with(&ed, "kid", json!("")),
     ] {
-        assert!(!set(&[taken.clone()]).is_empty(), "{taken}");
+        assert!(!set(std::slice::from_ref(&taken)).is_empty(), "{taken}");
     }
     let short = URL_SAFE_NO_PAD.encode([0xff; 255]);
     let long = URL_SAFE_NO_PAD.encode([0xff; 1025]);
@@ -120,7 +120,7 @@ fn keys_that_are_not_for_our_tokens_are_left_out_and_the_others_count() {
         with(&ed, "x", json!("AAAA")),
     ];
     for key in &left_out {
-        assert!(set(&[key.clone()]).is_empty(), "{key}");
+        assert!(set(std::slice::from_ref(key)).is_empty(), "{key}");
     }
     let mut all = left_out.to_vec();
     all.push(with(&ed, "kid", json!("good")));
