@@ -97,7 +97,8 @@ impl Provider {
             Answer::Text(text) => Response::new(text.into()),
             Answer::Status(status, location) => {
                 let location = location.unwrap_or_default();
-                Response::builder().status(status).header("location", location).body(Body::empty()).unwrap()
+                // A document that is not an answer to what was asked.
+                Response::builder().status(status).header("location", location).body(r#"{"keys":[]}"#.into()).unwrap()
             }
             Answer::Silence => std::future::pending().await,
             Answer::Trickle => {
