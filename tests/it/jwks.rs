@@ -434,11 +434,12 @@ async fn tokens_of_other_services_and_addresses_not_to_be_trusted_are_told_at_th
 #[test]
 fn the_command_line_takes_one_source_of_keys_and_mints_with_none_of_a_provider() {
     let url = "--jwks-url=https://id.example.com/jwks";
+    let nowhere = "--database-url=postgres://127.0.0.1:1/none";
     let secret = "--jwt-secret=hush-hush-hush-hush-hush-hush-hush";
     for (arguments, expected) in [
         (&["serve", url, secret][..], "--jwks-url"),
         (&["serve", url, "--jwt-public-key=key.pem"], "--jwks-url"),
-        (&["serve", "--jwks-url=http://id.example.com/jwks", "--listen=127.0.0.1:0"], "must be https://"),
+        (&["serve", "--jwks-url=http://id.example.com/jwks", "--listen=127.0.0.1:0", nowhere], "must be https://"),
         (&["token", url], "CREWCAST_JWT_SECRET"),
         (&["tail", url], "CREWCAST_JWT_SECRET"),
     ] {
