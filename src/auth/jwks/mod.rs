@@ -203,17 +203,15 @@ impl Fetcher {
     }
 
     fn learn(&self, keys: KeySet, listed: usize) {
-        let new = Known { keys, contact: Contact::Made };
-        let old = self.known.send_replace(new);
+        let old = self.known.send_replace(Known { keys, contact: Contact::Made });
         let new = self.known.borrow();
         let (url, names) = (self.document.shown(), new.keys.names());
-        if new.keys.is_empty() && (old.contact == Contact::None || !old.keys.is_empty()) {
-            tracing::warn!(
-                url,
-                listed,
-                "the identity provider lists no key that verifies tokens: every token is refused"
-            );
-        } else if old.contact != Contact::Made || old.keys.names() != names {
+        if old.contact == Contact::Made && old.keys.names() == names {
+            return;
+        }
+        if new.keys.is_empty() {
+            tracing::warn!(url, listed, "the identity provider lists no key that verifies tokens: all are refused");
+        } else {
             tracing::info!(url, listed, keys = ?names, "tokens are verified with the identity provider's keys");
         }
     }
