@@ -214,9 +214,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_query_of_an_address_is_not_shown() {
-        let document = Document::at("https://id.example.com/jwks?key=hush", Duration::from_secs(1)).unwrap();
-        assert_eq!(document.shown(), "https://id.example.com/jwks");
+    #[tokio::test]
+    async fn the_query_of_an_address_is_shown_neither_alone_nor_in_errors() {
+        let document = Document::at("http://127.0.0.1:1/jwks?key=hush", Duration::from_secs(1)).unwrap();
+        assert_eq!(document.shown(), "http://127.0.0.1:1/jwks");
+        let error = format!("{:#}", anyhow::Error::from(document.fetch().await.err().unwrap()));
+        assert!(error.contains("error") && !error.contains("hush"), "{error}");
     }
 }
