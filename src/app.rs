@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{Checks, Verifier, generate_secret},
+    auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
     config::{Config, Keys},
     db::{
         self, Db,
@@ -87,7 +87,7 @@ impl Server {
     pub async fn start(config: Config, say: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let socket = bind(config.listen)?;
-        let verifier = Arc::new(verifier(&config, &say)?);
+        let (verifier, fetcher) = verifier(&config, &say)?;
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
         let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
@@ -98,8 +98,11 @@ impl Server {
             Pump::prime(db.clone(), pump_settings(&config), hub_settings(&config, files), metrics.clone()).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         tasks.spawn(pump.run(stop.clone()));
+        if let Some(fetcher) = fetcher {
+            tasks.spawn(fetcher.run(stop.clone()));
+        }
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, verifier, metrics, draining };
+        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -132,27 +135,50 @@ impl Server {
     }
 }
 
-/// The key that tokens are checked with: configured, or made in the data folder.
-fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<Verifier> {
+/// What tokens are checked with: keys that are fetched, or one that is configured or made in the data folder.
+fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<(Verifier, Option<Fetcher>)> {
     let keys = &config.keys;
+    if let Some(url) = &keys.jwks_url {
+        say_what_is_unchecked(keys, say);
+        let (verifier, fetcher) = Verifier::from_jwks(url, keys.jwks_timing, checks(keys))?;
+        return Ok((verifier, Some(fetcher)));
+    }
     if keys.jwt_secret.is_none() && keys.jwt_public_key.is_none() {
         if config.database.database_url.is_some() {
             bail!(
                 "DATABASE_URL is set and no key is: set CREWCAST_JWT_SECRET or CREWCAST_JWT_PUBLIC_KEY to the key of \
-                 your tokens"
+                 your tokens, or CREWCAST_JWKS_URL to where their keys are"
             );
         }
         make_secret(&keys.data_dir, say)?;
     }
-    configured_verifier(keys)
+    Ok((configured_verifier(keys)?, None))
+}
+
+fn checks(keys: &Keys) -> Checks {
+    Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() }
+}
+
+/// An identity provider signs for many services with the same keys.
+fn say_what_is_unchecked(keys: &Keys, say: &impl Fn(&str)) {
+    let unset = match (&keys.jwt_audience, &keys.jwt_issuer) {
+        (Some(_), Some(_)) => return,
+        (None, Some(_)) => "CREWCAST_JWT_AUDIENCE",
+        (Some(_), None) => "CREWCAST_JWT_ISSUER",
+        (None, None) => "CREWCAST_JWT_AUDIENCE and CREWCAST_JWT_ISSUER",
+    };
+    say(&format!("warning: tokens that the identity provider made for others are taken, too: set {unset}"));
 }
 
 /// The verifier of the configured key, or of the one made in the data folder earlier.
 ///
 /// # Errors
-/// When there is none, or it is not a key.
+/// When there is none, it is not a key, or keys are fetched: those make no tokens.
 pub fn configured_verifier(keys: &Keys) -> anyhow::Result<Verifier> {
-    let checks = Checks { audience: keys.jwt_audience.clone(), issuer: keys.jwt_issuer.clone() };
+    if keys.jwks_url.is_some() {
+        return Err(InvalidKey::CannotSign.into());
+    }
+    let checks = checks(keys);
     if let Some(secret) = &keys.jwt_secret {
         return Ok(Verifier::from_secret(secret.reveal().as_bytes(), checks)?);
     }

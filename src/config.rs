@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Args;
 
+use crate::auth::jwks;
+
 /// How the server runs. Durations are written `15s` or `24h`, sizes `64KiB`.
 #[derive(Debug, Clone, Args)]
 pub struct Config {
@@ -32,11 +34,17 @@ pub struct Keys {
     #[arg(long, env = "CREWCAST_DATA_DIR", default_value = ".crewcast", value_name = "DIR", global = true)]
     pub data_dir: PathBuf,
     /// Secret of tokens signed with HS256, at least 32 bytes
-    #[arg(long, env = "CREWCAST_JWT_SECRET", hide_env_values = true, conflicts_with = "jwt_public_key")]
+    #[arg(long, env = "CREWCAST_JWT_SECRET", hide_env_values = true, conflicts_with_all = ["jwt_public_key", "jwks_url"])]
     pub jwt_secret: Option<Secret>,
     /// PEM file with the public key of tokens signed with RS256, ES256 or EdDSA
-    #[arg(long, env = "CREWCAST_JWT_PUBLIC_KEY", value_name = "FILE")]
+    #[arg(long, env = "CREWCAST_JWT_PUBLIC_KEY", value_name = "FILE", conflicts_with = "jwks_url")]
     pub jwt_public_key: Option<PathBuf>,
+    /// Where an identity provider publishes its keys (JWKS) for RS256, ES256 and EdDSA; https://, or http:// on loopback
+    #[arg(long, env = "CREWCAST_JWKS_URL", value_name = "URL")]
+    pub jwks_url: Option<String>,
+    /// Never set by people: tests wait less.
+    #[arg(skip)]
+    pub jwks_timing: jwks::Timing,
     /// Audience that tokens must name
     #[arg(long, env = "CREWCAST_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,

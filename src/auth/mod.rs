@@ -13,6 +13,7 @@
 //!
 //! Rights add up: a service that is also an admin may do what either may.
 
+pub mod jwks;
 mod token;
 
 use std::fmt;
@@ -210,7 +211,7 @@ where
             return Ok(known.clone());
         }
         let token = bearer(&parts.headers)?.ok_or_else(missing)?;
-        let caller = Arc::<Verifier>::from_ref(state).verify(token)?;
+        let caller = Arc::<Verifier>::from_ref(state).verify(token).await?;
         parts.extensions.insert(caller.clone());
         Ok(caller)
     }

@@ -12,7 +12,9 @@ use crate::{
 
 /// Runs the server.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    // A certificate that is not trusted is told by whoever asked for it, once.
+    let quiet = "info,sqlx=warn,rustls_platform_verifier=off";
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let start = Server::start(config, |notice| println!("crewcast: {notice}"));

@@ -8,6 +8,7 @@ mod embedded;
 mod first;
 mod input;
 mod joins;
+mod jwks;
 mod model;
 mod reset;
 mod restore;
