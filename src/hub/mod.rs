@@ -29,6 +29,8 @@ mod rooms;
 mod route;
 mod seat;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
