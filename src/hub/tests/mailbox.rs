@@ -53,6 +53,15 @@ fn an_event_that_comes_from_several_rooms_is_there_once() {
 }
 
 #[test]
+fn a_log_that_was_set_back_may_count_as_before() {
+    let mailbox = mailbox(9);
+    mailbox.put(&updated(5));
+    mailbox.open(1);
+    mailbox.put(&live(2, 5, "project:updated"));
+    assert_eq!(take_all(&mailbox), (vec![5], Taken::All));
+}
+
+#[test]
 fn a_full_mailbox_is_emptied_and_takes_nothing_until_it_is_opened() {
     let (mailbox, wakes) = (mailbox(2), Arc::default());
     assert_eq!(take(&mailbox, &wakes, 9), (vec![], Taken::All));
