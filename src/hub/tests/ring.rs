@@ -299,6 +299,8 @@ fn a_router_that_lagged_begins_behind_the_read_that_was_announced_last() {
             assert_eq!(resume(&mut node, &at(first()), &["a", "b"]), (None, vec![]), "what is left of it is ignored");
         }
         assert_eq!(resume(&mut node, &at(second()), &["a", "b"]), (Some(vec![]), vec![]));
+        let held = node.hub.state().ring.len();
+        assert_eq!(held, 0, "neither does the ring take it");
     }
 }
 
