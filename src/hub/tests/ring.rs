@@ -1,4 +1,4 @@
-//! The moments at which a stream meets the router that have a name. In all of them the log is the one of [`log`]: the
+//! The moments at which a stream meets the router that have a name. In all of them the log has [`EVENTS`]: the
 //! node reads it twice, and what another node read ends between the two.
 
 #![expect(clippy::single_range_in_vec_init, reason = "a list of one range of ids is what is meant")]
