@@ -69,7 +69,8 @@ impl Mailbox {
     pub(super) fn open(&self, after: u64) {
         let mut state = self.state();
         state.empty();
-        (state.open, state.after) = (true, after);
+        // A log that was set back counts again what it counted before.
+        (state.open, state.after, state.last) = (true, after, 0);
     }
 
     /// Puts an event in. Returns false when the mailbox was full: it is now empty, and shut.

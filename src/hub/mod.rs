@@ -1,7 +1,7 @@
 //! The hub: from the log to the streams of this node.
 //!
 //! One task, the [pump](Pump), reads the log and is the only source of live events. It sends them into a broadcast
-//! channel and never waits for a stream. The [router](route) takes them from there, keeps the last ones in the ring, and
+//! channel and never waits for a stream. The router takes them from there, keeps the last ones in the ring, and
 //! puts each into the mailbox of every stream that is in one of its rooms, once. A stream is a [`Session`]: it reads
 //! history until it meets the router, then its mailbox, and history again when that overflowed. Where the ring reaches
 //! back far enough, history is the ring; else it is the log.
@@ -29,6 +29,8 @@ mod rooms;
 mod route;
 mod seat;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,

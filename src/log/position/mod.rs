@@ -20,7 +20,7 @@ mod snapshot;
 mod text;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, str::FromStr, sync::Arc};
 

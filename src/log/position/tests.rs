@@ -3,7 +3,7 @@
 
 #![expect(clippy::single_range_in_vec_init, reason = "a list of one range of ids is what is meant")]
 
-mod cluster;
+pub(crate) mod cluster;
 mod sets;
 
 use std::ops::Range;
@@ -12,11 +12,11 @@ use proptest::{prelude::*, sample::Index};
 
 use super::*;
 
-fn epoch() -> Epoch {
+pub(crate) fn epoch() -> Epoch {
     "k3f9".parse().unwrap()
 }
 
-fn set(xmax: u64, open: &[Range<u64>]) -> Snapshot {
+pub(crate) fn set(xmax: u64, open: &[Range<u64>]) -> Snapshot {
     Snapshot::from_parts(xmax, open.to_vec()).unwrap()
 }
 

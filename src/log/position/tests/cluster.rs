@@ -10,7 +10,7 @@ use super::*;
 
 /// A step of the cluster's life. An `Index` picks among what there is at that moment.
 #[derive(Debug, Clone)]
-enum Step {
+pub(crate) enum Step {
     Begin,
     /// Ids that leave nothing in the log: a savepoint's (the transaction goes on), or of one that wrote elsewhere.
     Burn {
@@ -32,7 +32,7 @@ enum Step {
     Retain(Index),
 }
 
-fn any_step() -> impl Strategy<Value = Step> {
+pub(crate) fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         5 => Just(Step::Begin),
         1 => (1_u64..4, any::<bool>()).prop_map(|(ids, ended)| Step::Burn { ids, ended }),
@@ -46,29 +46,29 @@ fn any_step() -> impl Strategy<Value = Step> {
 }
 
 /// A position that a node took, and what had committed by then.
-struct Cut {
+pub(crate) struct Cut {
     node: usize,
-    seen: Snapshot,
+    pub(crate) seen: Snapshot,
     committed: BTreeSet<u64>,
 }
 
 /// Ids are as stored, with the offset.
-struct Cluster {
+pub(crate) struct Cluster {
     offset: i64,
     next_id: u64,
     /// One more than the highest id that has ended: the snapshot's `xmax`.
     ended: u64,
-    next_seq: i64,
+    pub(crate) next_seq: i64,
     /// The events of open transactions, by id.
     open: BTreeMap<u64, Vec<i64>>,
     /// The events of committed publishers, also of those that the floor has deleted.
-    committed: BTreeMap<u64, Vec<i64>>,
-    floor: Snapshot,
-    cuts: Vec<Cut>,
+    pub(crate) committed: BTreeMap<u64, Vec<i64>>,
+    pub(crate) floor: Snapshot,
+    pub(crate) cuts: Vec<Cut>,
 }
 
 impl Cluster {
-    fn new(offset: i64) -> Self {
+    pub(crate) fn new(offset: i64) -> Self {
         // Postgres's first id is 3.
         let first = 3_u64.checked_add_signed(offset).unwrap();
         Self {
@@ -93,7 +93,7 @@ impl Cluster {
         cluster
     }
 
-    fn step(&mut self, step: Step) {
+    pub(crate) fn step(&mut self, step: Step) {
         match step {
             Step::Begin => _ = self.begin(),
             Step::Burn { ids, ended } => self.burn(ids, ended),
@@ -116,7 +116,7 @@ impl Cluster {
         }
     }
 
-    fn begin(&mut self) -> u64 {
+    pub(crate) fn begin(&mut self) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.open.insert(id, Vec::new());
@@ -130,13 +130,13 @@ impl Cluster {
         }
     }
 
-    fn publish(&mut self, id: u64, events: i64) {
+    pub(crate) fn publish(&mut self, id: u64, events: i64) {
         let seqs = self.next_seq..self.next_seq + events;
         self.next_seq += events;
         self.open.get_mut(&id).unwrap().extend(seqs);
     }
 
-    fn commit(&mut self, id: u64) {
+    pub(crate) fn commit(&mut self, id: u64) {
         let events = self.end(id);
         if !events.is_empty() {
             self.committed.insert(id, events);
@@ -184,23 +184,23 @@ impl Cluster {
         shown.copied().unwrap_or(0).max(self.floor.xmax() - 1)
     }
 
-    fn now(&self) -> Snapshot {
+    pub(crate) fn now(&self) -> Snapshot {
         RawSnapshot::parse(&self.raw(), self.offset).unwrap().clamp(self.top()).unwrap()
     }
 
-    fn look(&mut self, node: usize) {
+    pub(crate) fn look(&mut self, node: usize) {
         let committed = self.committed.keys().copied().collect();
         self.cuts.push(Cut { node, seen: self.now(), committed });
     }
 
     /// Each pair of a committed event.
-    fn events(&self) -> impl Iterator<Item = (u64, i64)> {
+    pub(crate) fn events(&self) -> impl Iterator<Item = (u64, i64)> {
         self.committed.iter().flat_map(|(&xact, seqs)| seqs.iter().map(move |&seq| (xact, seq)))
     }
 
     /// The events after `after` of the read from `a` to `b`, each with the position after it. They are looked up in what is
     /// in the log *now*, much later than either snapshot, as pages are.
-    fn read(&self, a: &Snapshot, b: &Snapshot, after: i64) -> Vec<Frame> {
+    pub(crate) fn read(&self, a: &Snapshot, b: &Snapshot, after: i64) -> Vec<Frame> {
         let Ok(reading) = Reading::new(epoch(), a.clone(), b.clone()) else {
             assert_eq!(a, b);
             return Vec::new();
@@ -228,9 +228,9 @@ impl Cluster {
 }
 
 /// An event on the wire.
-struct Frame {
-    seq: i64,
-    id: String,
+pub(crate) struct Frame {
+    pub(crate) seq: i64,
+    pub(crate) id: String,
 }
 
 /// A reader that starts at a cluster's first cut.
