@@ -334,3 +334,17 @@ fn other(totals: &mut Totals, frame: &[u8]) {
 pub(crate) fn latencies() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1000, 60_000_000_000, 2)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_are_missing_or_come_again_are_counted() {
+        let (mut totals, mut next) = (Totals::default(), 1);
+        for number in [1, 2, 5, 5, 6, 3] {
+            judge(&mut totals, &mut next, number);
+        }
+        assert_eq!((totals.deliveries, totals.lost, totals.doubled, next), (6, 2, 2, 7));
+    }
+}

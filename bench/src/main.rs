@@ -76,7 +76,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     rounds: u8,
     /// Write the table to BENCH.md
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["names", "quick"])]
     write: bool,
 }
 
@@ -221,6 +221,7 @@ fn tell(bench: &Bench, chosen: &[(&str, Figure)], write: bool) -> Result<bool> {
         match figure(bench) {
             Ok(more) => rows.extend(more),
             Err(error) => {
+                server::wait_if_interrupted();
                 bench.say(&format!("{name} failed: {error:#}"));
                 broken = true;
             }
