@@ -259,9 +259,9 @@ fn page(text: &str) -> String {
     format!(
         "# Figures\n\n\
          Measured by `cargo run --release -p crewcast-bench -- --write`: crewcast with its private Postgres, beside a\n\
-         plain axum server (one broadcast channel, `bench/src/plain.rs`) and, where it says so, other baselines, on one\n\
-         machine in one run. The server has a core of its own; Postgres, the load and the publishers share another one.\n\
-         Medians of rounds in which both take turns. A ratio is crewcast's figure divided by the baseline's.\n\n{text}"
+         plain axum server (one broadcast channel, `bench/src/plain.rs`) and, where it says so, other baselines, on\n\
+         one machine in one run. The server has a core of its own; Postgres, the load and the publishers share\n\
+         another one. Medians of rounds in which both take turns. A ratio is crewcast's figure divided by the baseline's.\n\n{text}"
     )
 }
 

@@ -185,7 +185,7 @@ pub(crate) fn end_all() {
     }
 }
 
-/// Does not return once [`end_all`] was called: what fails from then on fails because of that, and the process is ending.
+/// Does not return once [`end_all`] was called: what fails from then on fails because of that.
 pub(crate) fn wait_if_interrupted() {
     while INTERRUPTED.load(Ordering::SeqCst) {
         std::thread::park();

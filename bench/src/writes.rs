@@ -22,8 +22,8 @@ const CLIENTS: u64 = 8;
 const PROJECTS: u64 = 1000;
 
 /// The statements that a change of a project's notes sends, in their order: those of `src/domain/projects.rs` and of
-/// `src/log/mod.rs`. Whoever changes those changes these. pgbench takes a colon before a letter or digit for a variable,
-/// also inside of quotes.
+/// `src/log/mod.rs`. Whoever changes those changes these. pgbench takes a colon before a letter or digit for a
+/// variable, also inside of quotes.
 const SCRIPT: &str = r#"\set n random(1, 1000)
 \set v random(1, 1000000000)
 \set all true
