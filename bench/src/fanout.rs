@@ -47,7 +47,7 @@ pub(crate) fn saturated(bench: &Bench) -> Result<Vec<Row>> {
     )])
 }
 
-/// What the load takes when a server costs next to nothing: the figures beside it are the servers' while they are lower.
+/// What the load takes when a server costs next to nothing: figures that are lower are the servers' own.
 pub(crate) fn load_limit(bench: &Bench) -> Result<Vec<Row>> {
     let streams = bench.streams(5000);
     let floor = server::baseline(&bench.place, "floor")?;

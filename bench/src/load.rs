@@ -61,9 +61,13 @@ pub(crate) struct Totals {
     pub(crate) resets: u64,
     /// Connections that the server closed.
     pub(crate) ended: usize,
+    /// Times a stream was told to come back later, and did so at once.
+    pub(crate) refused: u64,
 }
 
 struct Stream {
+    /// What opened it, to be sent again; empty where nothing is tried twice.
+    request: String,
     socket: TcpStream,
     wire: Wire,
     /// The number that the next event must have; 0 takes any.
@@ -82,6 +86,9 @@ pub(crate) struct Fleet {
     /// Whether each stream begins with `stream:open`.
     greeted: bool,
     keeps_ids: bool,
+    /// Whether streams that are told to come back later do.
+    persists: bool,
+    address: String,
     pub(crate) totals: Totals,
     /// From the send of an event to its receipt, in nanoseconds, for a sample of the streams.
     pub(crate) latencies: Histogram<u64>,
@@ -98,6 +105,8 @@ impl Fleet {
             buffer: vec![0; READ_BYTES],
             greeted,
             keeps_ids: false,
+            persists: false,
+            address: String::new(),
             totals: Totals::default(),
             latencies: latencies()?,
             progress: Arc::default(),
@@ -110,10 +119,17 @@ impl Fleet {
         self
     }
 
+    /// Asks again, at once, where a server answers 429 or 503.
+    pub(crate) fn persisting(mut self) -> Self {
+        self.persists = true;
+        self
+    }
+
     /// Opens a stream for each request, and returns once all are open. Each must get event 1 first.
     pub(crate) fn open(&mut self, address: &str, requests: impl IntoIterator<Item = String>) -> Result<()> {
+        address.clone_into(&mut self.address);
         for request in requests {
-            self.connect(address, &request)?;
+            self.connect(request)?;
             while self.streams.len() - self.totals.heads > OPENING_MAX {
                 self.turn(Duration::from_millis(100))?;
             }
@@ -124,14 +140,33 @@ impl Fleet {
         })
     }
 
-    fn connect(&mut self, address: &str, request: &str) -> Result<()> {
-        let mut socket = TcpStream::connect(address).with_context(|| format!("connecting to {address}"))?;
+    fn connect(&mut self, request: String) -> Result<()> {
+        let nth = self.streams.len();
+        let socket = self.ask(nth, &request)?;
+        let request = if self.persists { request } else { String::new() };
+        let sampled = nth.is_multiple_of(SAMPLED_EVERY);
+        self.streams.push(Stream { request, socket, wire: Wire::new(), next: 1, received: 0, id: Vec::new(), sampled });
+        Ok(())
+    }
+
+    fn ask(&self, nth: usize, request: &str) -> Result<TcpStream> {
+        let mut socket =
+            TcpStream::connect(&self.address).with_context(|| format!("connecting to {}", self.address))?;
         socket.write_all(request.as_bytes())?;
         socket.set_nonblocking(true)?;
-        let nth = self.streams.len();
         self.epoll.add(&socket, EpollEvent::new(EpollFlags::EPOLLIN, nth as u64))?;
-        let sampled = nth.is_multiple_of(SAMPLED_EVERY);
-        self.streams.push(Stream { socket, wire: Wire::new(), next: 1, received: 0, id: Vec::new(), sampled });
+        Ok(socket)
+    }
+
+    fn refused(&mut self, nth: usize, answer: &str) -> Result<()> {
+        let later = answer.starts_with("HTTP/1.1 503") || answer.starts_with("HTTP/1.1 429");
+        if !later || !self.persists {
+            bail!("a stream was refused: {answer}");
+        }
+        self.totals.refused += 1;
+        self.epoll.delete(&self.streams[nth].socket)?;
+        self.streams[nth].socket = self.ask(nth, &self.streams[nth].request)?;
+        self.streams[nth].wire = Wire::new();
         Ok(())
     }
 
@@ -182,7 +217,8 @@ impl Fleet {
             }
         })?;
         totals.heads += usize::from(!was_open && wire.is_open());
-        Ok(())
+        let refusal = wire.refusal();
+        refusal.map_or(Ok(()), |answer| self.refused(nth, &answer))
     }
 
     fn end(&mut self, nth: usize) -> Result<()> {
@@ -224,11 +260,11 @@ impl Fleet {
     }
 
     fn state(&self) -> String {
-        let Totals { heads, opens, deliveries, lost, doubled, resets, ended, .. } = self.totals;
+        let Totals { heads, opens, deliveries, lost, doubled, resets, ended, refused, .. } = self.totals;
         let streams = self.streams.len();
         format!(
             "{streams} streams, {heads} heads, {opens} open, {ended} ended, {deliveries} deliveries, {lost} lost, \
-             {doubled} doubled, {resets} resets"
+             {doubled} doubled, {resets} resets, {refused} refused"
         )
     }
 
@@ -297,4 +333,18 @@ fn other(totals: &mut Totals, frame: &[u8]) {
 /// Latencies in nanoseconds, to a minute, with two digits.
 pub(crate) fn latencies() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1000, 60_000_000_000, 2)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_are_missing_or_come_again_are_counted() {
+        let (mut totals, mut next) = (Totals::default(), 1);
+        for number in [1, 2, 5, 5, 6, 3] {
+            judge(&mut totals, &mut next, number);
+        }
+        assert_eq!((totals.deliveries, totals.lost, totals.doubled, next), (6, 2, 2, 7));
+    }
 }

@@ -76,7 +76,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     rounds: u8,
     /// Write the table to BENCH.md
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["names", "quick"])]
     write: bool,
 }
 
@@ -221,6 +221,7 @@ fn tell(bench: &Bench, chosen: &[(&str, Figure)], write: bool) -> Result<bool> {
         match figure(bench) {
             Ok(more) => rows.extend(more),
             Err(error) => {
+                server::wait_if_interrupted();
                 bench.say(&format!("{name} failed: {error:#}"));
                 broken = true;
             }
@@ -258,9 +259,9 @@ fn page(text: &str) -> String {
     format!(
         "# Figures\n\n\
          Measured by `cargo run --release -p crewcast-bench -- --write`: crewcast with its private Postgres, beside a\n\
-         plain axum server (one broadcast channel, `bench/src/plain.rs`) and, where it says so, other baselines, on one\n\
-         machine in one run. The server has a core of its own; Postgres, the load and the publishers share another one.\n\
-         Medians of rounds in which both take turns. A ratio is crewcast's figure divided by the baseline's.\n\n{text}"
+         plain axum server (one broadcast channel, `bench/src/plain.rs`) and, where it says so, other baselines, on\n\
+         one machine in one run. The server has a core of its own; Postgres, the load and the publishers share\n\
+         another one. Medians of rounds in which both take turns. A ratio is crewcast's figure divided by the baseline's.\n\n{text}"
     )
 }
 

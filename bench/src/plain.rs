@@ -1,5 +1,5 @@
-//! The baseline: what a competent person writes in an afternoon with axum's own parts. One broadcast channel, one task a
-//! stream that filters by room, each event encoded by each stream. It keeps nothing: a stream that lags loses events.
+//! The baseline: what a competent person writes in an afternoon with axum's own parts. One broadcast channel, one task
+//! a stream that filters by room, each event encoded by each stream. It keeps nothing: a stream that lags loses events.
 
 use std::{convert::Infallible, sync::Arc};
 

@@ -7,7 +7,10 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -33,6 +36,9 @@ const END_MAX: Duration = Duration::from_secs(60);
 
 /// Processes that run now.
 static RUNNING: Mutex<Vec<i32>> = Mutex::new(Vec::new());
+
+/// Whether the bench was told to end.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// What all servers of a run need.
 pub(crate) struct Place {
@@ -171,10 +177,18 @@ fn running() -> std::sync::MutexGuard<'static, Vec<i32>> {
 
 /// Ends every server that runs now, for a bench that is interrupted.
 pub(crate) fn end_all() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
     let pids = running().clone();
     for pid in pids {
         // Nobody reaps them any more: what has ended is a zombie, or gone.
         end(pid, || machine::arguments(pid).map_or(true, |arguments| arguments.concat().is_empty()));
+    }
+}
+
+/// Does not return once [`end_all`] was called: what fails from then on fails because of that.
+pub(crate) fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
     }
 }
 

@@ -33,11 +33,13 @@ pub(crate) fn storm(bench: &Bench) -> Result<Vec<Row>> {
     let streams = bench.streams(5000);
     let server = Ours::start(&bench.place, "data", &[])?;
     let (mut resumed, mut opened) = (Vec::new(), Vec::new());
-    let (mut whole, mut resets) = (usize::MAX, 0);
+    let (mut whole, mut resets, mut refused) = (usize::MAX, 0, 0);
     for round in 1..=bench.rounds() {
         let ids = cut(bench, &server, streams)?;
         let (seconds, fleet) = come_back(bench, &server, &ids, EVENTS)?;
-        (whole, resets) = (whole.min(fleet.with_exactly(EVENTS)), resets + fleet.totals.resets);
+        whole = whole.min(fleet.with_exactly(EVENTS));
+        resets += fleet.totals.resets;
+        refused += fleet.totals.refused;
         resumed.push(seconds * 1000.0);
         drop(fleet);
         pause(AWAY);
@@ -76,7 +78,7 @@ pub(crate) fn storm(bench: &Bench) -> Result<Vec<Row>> {
             whole as f64,
             None,
             Bar::Exactly(streams as f64),
-            format!("{resets} resets; the fewest of all rounds"),
+            format!("the fewest of all rounds; {resets} resets, {refused} told to come back later, who did so at once"),
         ),
         row(
             "storm: statements that Postgres ran for the server",
@@ -102,7 +104,7 @@ fn cut(bench: &Bench, server: &Ours, streams: usize) -> Result<Vec<String>> {
 
 /// Comes back with these ids; the time until each stream is open and has `events` events.
 fn come_back(bench: &Bench, server: &Ours, ids: &[String], events: u64) -> Result<(f64, Fleet)> {
-    let mut fleet = Contestant::Ours.fleet()?;
+    let mut fleet = Contestant::Ours.fleet()?.persisting();
     let requests: Vec<String> = ids.iter().map(|id| http::events(&room(0), &bench.place.token, id)).collect();
     let began = Instant::now();
     fleet.open(&server.process.address, requests)?;

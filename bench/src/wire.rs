@@ -57,6 +57,8 @@ enum Phase {
     /// A body without chunks lasts as long as the connection.
     Whole,
     Ended,
+    /// The answer was none of 200; all of it is in `carry`.
+    Refused,
 }
 
 /// One answer, as far as it has been read.
@@ -73,13 +75,18 @@ impl Wire {
 
     /// Whether the head has come, and said 200.
     pub(crate) fn is_open(&self) -> bool {
-        !matches!(self.phase, Phase::Head)
+        !matches!(self.phase, Phase::Head | Phase::Refused)
+    }
+
+    /// The answer as far as it has come, when it is another one than 200.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        matches!(self.phase, Phase::Refused).then(|| String::from_utf8_lossy(&self.carry).into_owned())
     }
 
     /// Takes bytes that were read, and gives each frame that is complete, with its empty line.
     ///
     /// # Errors
-    /// When the answer is not 200, or the chunks are none.
+    /// When the answer is not HTTP/1.1.
     pub(crate) fn push(&mut self, mut bytes: &[u8], scan: &Scan, mut frame: impl FnMut(&[u8])) -> Result<()> {
         while let Some(&first) = bytes.first() {
             match self.phase {
@@ -112,7 +119,7 @@ impl Wire {
                     self.payload(bytes, scan, &mut frame);
                     return Ok(());
                 }
-                Phase::Ended => return Ok(()),
+                Phase::Ended | Phase::Refused => return Ok(()),
             }
         }
         Ok(())
@@ -124,7 +131,8 @@ impl Wire {
         let Some(end) = memmem::find(&self.carry, b"\r\n\r\n") else { return Ok(&[]) };
         let head = String::from_utf8_lossy(&self.carry[..end]).to_ascii_lowercase();
         if head.split(' ').nth(1).context("an answer without a status")? != "200" {
-            bail!("a stream was refused: {}", String::from_utf8_lossy(&self.carry));
+            self.phase = Phase::Refused;
+            return Ok(&[]);
         }
         self.phase = if head.contains("transfer-encoding: chunked") { Phase::Size(0) } else { Phase::Whole };
         self.carry = Vec::new();
@@ -195,9 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_other_than_200_is_an_error_that_shows_it() {
-        let refused = b"HTTP/1.1 403 Forbidden\r\n\r\nnot you";
-        let error = Wire::new().push(refused, &Scan::new("n"), |_| ()).unwrap_err();
-        assert!(error.to_string().contains("not you"), "{error}");
+    fn an_answer_other_than_200_is_no_open_stream_and_can_be_shown() {
+        let (mut wire, scan) = (Wire::new(), Scan::new("n"));
+        wire.push(b"HTTP/1.1 403 Forbidden\r\n\r\nnot you", &scan, |_| ()).unwrap();
+        assert!(!wire.is_open());
+        assert_eq!(wire.refusal().as_deref(), Some("HTTP/1.1 403 Forbidden\r\n\r\nnot you"));
+        assert!(Wire::new().push(b"nonsense\r\n\r\n", &scan, |_| ()).is_err());
     }
 }
