@@ -12,6 +12,9 @@ use std::{
 use super::Live;
 use crate::ids::TypeFilter;
 
+/// Places of an empty queue that are kept for the next events: what a burst needed is not.
+const QUEUE_KEPT_MAX: usize = 8;
+
 /// How a stream is told to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Closing {
@@ -119,8 +122,9 @@ impl Mailbox {
             state.bytes -= live.encoded.bytes().len();
             state.queue.pop_front();
         }
-        // What a burst needed is not kept for the quiet time after it.
-        state.queue = VecDeque::new();
+        if state.queue.capacity() > QUEUE_KEPT_MAX {
+            state.queue = VecDeque::new();
+        }
         if !state.open {
             return Taken::Behind;
         }

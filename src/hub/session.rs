@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -116,6 +116,8 @@ pub struct Session {
     read: u64,
     source: Source,
     timer: Pin<Box<Sleep>>,
+    /// Who the timer wakes: it is asked only when it may have something to say.
+    timed: Option<Waker>,
     /// When a chunk was handed over last.
     quiet_since: Instant,
     expires: Expiry,
@@ -183,6 +185,7 @@ impl Session {
             read: tail.read,
             source: Source::Live,
             timer: Box::pin(sleep_until(now)),
+            timed: None,
             quiet_since: now,
             expires,
             ended: None,
@@ -353,6 +356,11 @@ impl Session {
 
     /// What is due by the clock.
     fn tick(&mut self, cx: &mut Context<'_>) {
+        let is_timed = self.timed.as_ref().is_some_and(|waker| waker.will_wake(cx.waker()));
+        if is_timed && !self.timer.is_elapsed() {
+            return;
+        }
+        self.timed = Some(cx.waker().clone());
         while self.timer.as_mut().poll(cx).is_ready() && !matches!(self.source, Source::Ended) {
             let now = Instant::now();
             if now >= self.expires.at {
