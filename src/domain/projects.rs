@@ -1,7 +1,8 @@
 //! Projects: managers make and delete them, their editors change them.
 //!
 //! A caller who may not read a project is told that there is none. A project that moves to another division is told of
-//! in both. A deleted project is gone for every request, and its row stays: its room keeps its readers for a while.
+//! in both. A deleted project is gone for every request, and its row stays: its room keeps its readers for a while. Its
+//! phases are gone with it, and its assignments are deleted in the same commit.
 //!
 //! Events: `project:created` and `project:deleted` with the project, `project:updated` once for each field that changed;
 //! all to the project's room and its division's.
@@ -19,7 +20,7 @@ use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
-use super::Domain;
+use super::{Domain, capacity};
 use crate::{
     auth::{Caller, Manages},
     db::Db,
@@ -174,10 +175,7 @@ async fn change(
     Body(change): Body<Change>,
 ) -> Result<Response> {
     let mut tx = db.write().await?;
-    let (old, edits) = find(&mut tx, &caller, id, true).await?;
-    if !edits {
-        return Err(Error::forbidden("Only a project's editors and managers may change it."));
-    }
+    let old = find_to_edit(&mut tx, &caller, id).await?;
     if_match.require("project", old.version, &old)?;
     let mut new = old.clone();
     let fields = change.apply(&mut new);
@@ -209,6 +207,7 @@ async fn delete(
         .await?;
     project.version += 1;
     tx.append(NewEvent::new("project:deleted", rooms(&project, None), project.version, &project));
+    capacity::release(&mut tx, id).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -220,15 +219,11 @@ impl Change {
         changed.set("name", &mut project.name, self.name.map(Text::into_string));
         changed.set("division", &mut project.division, self.division.map(|division| division.to_string()));
         changed.set("status", &mut project.status, self.status.map(|status| status.as_str().to_owned()));
-        changed.set("startsOn", &mut project.starts_on, self.starts_on.into_change().map(date));
-        changed.set("endsOn", &mut project.ends_on, self.ends_on.into_change().map(date));
+        changed.set("startsOn", &mut project.starts_on, self.starts_on.map(Day::date).into_change());
+        changed.set("endsOn", &mut project.ends_on, self.ends_on.map(Day::date).into_change());
         changed.set("notes", &mut project.notes, self.notes.map(Text::into_string));
         changed
     }
-}
-
-fn date(day: Option<Day>) -> Option<Date> {
-    day.map(Day::date)
 }
 
 /// The rooms that an event about a project goes to: its own, its division's, and the one it comes from.
@@ -283,6 +278,14 @@ async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) ->
     row.map(|row| (row.project, row.edits)).ok_or_else(Error::not_found)
 }
 
+/// A project that the caller may change, locked.
+async fn find_to_edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<Project> {
+    match find(conn, caller, id, true).await? {
+        (project, true) => Ok(project),
+        _ => Err(Error::forbidden("Only a project's editors and managers may change it.")),
+    }
+}
+
 async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     sqlx::query_as(
         "update crewcast.projects
@@ -304,6 +307,22 @@ async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     .on_constraint("projects_dates", dates_reversed)
 }
 
+/// Makes sure that the caller may read a project.
+///
+/// # Errors
+/// 404 when they may not, or it is not there.
+pub(super) async fn look(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+    find(conn, caller, id, false).await.map(drop)
+}
+
+/// Locks a project, for a caller who edits it or what belongs to it.
+///
+/// # Errors
+/// 404 when they may not read it, or it is not there; 403 when they may read it and not edit it.
+pub(super) async fn edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+    find_to_edit(conn, caller, id).await.map(drop)
+}
+
 /// Makes sure that a project is there and stays until the transaction ends, for a caller who manages it.
 ///
 /// # Errors
@@ -313,10 +332,20 @@ pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> R
         find(&mut *conn, &caller, id, false).await?;
         Manages::try_from(caller)?;
     }
-    let there: Option<i32> =
-        sqlx::query_scalar("select 1 from crewcast.projects where id = $1 and deleted_at is null for share")
-            .bind(id)
-            .fetch_optional(conn)
-            .await?;
-    there.map(drop).ok_or_else(Error::not_found)
+    if hold_all(conn, &[id]).await?.is_empty() {
+        return Err(Error::not_found());
+    }
+    Ok(())
+}
+
+/// Of these projects, those that are there: they stay until the transaction ends. Locked in the order of their ids, so
+/// that nobody who does the same waits in a circle.
+///
+/// # Errors
+/// When Postgres refuses.
+pub(super) async fn hold_all(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+    let there = sqlx::query_scalar(
+        "select id from crewcast.projects where id = any($1) and deleted_at is null order by id for share",
+    );
+    Ok(there.bind(ids).fetch_all(conn).await?)
 }

@@ -40,6 +40,16 @@ impl<T> Patch<T> {
         matches!(self, Self::Absent)
     }
 
+    /// The field with its value as another type.
+    #[must_use]
+    pub fn map<U>(self, value: impl FnOnce(T) -> U) -> Patch<U> {
+        match self {
+            Self::Absent => Patch::Absent,
+            Self::Null => Patch::Null,
+            Self::Value(given) => Patch::Value(value(given)),
+        }
+    }
+
     /// `None` when it stays, else what it becomes, as a column that may be null.
     #[must_use]
     pub fn into_change(self) -> Option<Option<T>> {
