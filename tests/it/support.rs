@@ -164,6 +164,19 @@ impl Client {
         project["id"].as_str().unwrap().to_owned()
     }
 
+    /// Makes something; its id.
+    pub async fn make(&self, path: &str, body: Value) -> String {
+        let (status, made) = self.send(Method::POST, path, body).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A new employee of a division that is there: their id.
+    pub async fn employee(&self, division: &str, weekly_hours: f64) -> String {
+        let body = serde_json::json!({ "name": "Mia", "division": division, "weeklyHours": weekly_hours });
+        self.make("/v1/employees", body).await
+    }
+
     /// Opens a stream; `query` is what follows the question mark. An empty id is none.
     pub async fn stream(&self, query: &str, last_event_id: &str) -> Stream {
         let request = self.request(Method::GET, &format!("/events?{query}")).header("last-event-id", last_event_id);
