@@ -134,7 +134,7 @@ async fn make(
     let phase: Phase = sqlx::query_as(
         "insert into crewcast.phases (id, project_id, name, status, starts_on, ends_on, position)
          values ($1, $2, $3, $4, $5, $6,
-                 coalesce($7, (select least(max(position) + 1, $8) from crewcast.phases where project_id = $2), 0))
+                 coalesce($7, (select least(coalesce(max(position) + 1, 0), $8) from crewcast.phases where project_id = $2)))
          returning id, project_id, name, status, starts_on, ends_on, position, version",
     )
     .bind(Uuid::now_v7())

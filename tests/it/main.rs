@@ -3,11 +3,14 @@
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
 mod buffers;
+mod capacity;
 mod cli;
 mod embedded;
 mod first;
 mod input;
 mod model;
+mod phases;
+mod projects;
 mod reset;
 mod restore;
 mod rights;

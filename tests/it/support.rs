@@ -177,6 +177,15 @@ impl Client {
         self.make("/v1/employees", body).await
     }
 
+    /// A stream of what comes from now on, which has begun; `query` as in [`Client::stream`].
+    pub async fn follow(&self, query: &str) -> Stream {
+        // A stream without a position begins at the last read of the log, behind which some events may wait.
+        let (cursor, _) = self.read("/v1/divisions").await;
+        let mut stream = self.stream(query, &cursor).await;
+        stream.expect("stream:open").await;
+        stream
+    }
+
     /// Opens a stream; `query` is what follows the question mark. An empty id is none.
     pub async fn stream(&self, query: &str, last_event_id: &str) -> Stream {
         let request = self.request(Method::GET, &format!("/events?{query}")).header("last-event-id", last_event_id);
