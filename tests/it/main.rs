@@ -19,3 +19,4 @@ mod start;
 mod stream;
 mod support;
 mod tidy;
+mod writers;
