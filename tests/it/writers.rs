@@ -42,10 +42,11 @@ impl Cluster {
     /// Everything that was told of capacity, in the order of seq.
     async fn told(&mut self) -> Vec<Told> {
         let statement =
-            "select seq, rooms, data::text from crewcast.events where type = 'capacity:updated' order by seq";
+            "select xact, rooms, data::text from crewcast.events where type = 'capacity:updated' order by seq";
         let rows: Vec<(i64, Vec<String>, String)> = sqlx::query_as(statement).fetch_all(&mut self.conn).await.unwrap();
-        let told = rows.into_iter().map(|(_, rooms, data)| Told { rooms, data: serde_json::from_str(&data).unwrap() });
-        told.collect()
+        let told =
+            |(xact, rooms, data): (_, _, String)| Told { xact, rooms, data: serde_json::from_str(&data).unwrap() };
+        rows.into_iter().map(told).collect()
     }
 
     /// The hours of every employee's weeks now, where there are any, from the rows.
@@ -62,6 +63,7 @@ type Key = (String, String);
 
 /// A `capacity:updated` as it stands in the log.
 struct Told {
+    xact: i64,
     rooms: Vec<String>,
     data: Value,
 }
@@ -258,6 +260,41 @@ async fn assignments_that_move_while_employees_change_division_leave_every_room_
             .collect();
         assert_eq!(seen, now, "{division}");
     }
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_assignment_that_many_move_at_once_is_told_of_in_one_place_at_a_time() {
+    let mut cluster = Cluster::start().await;
+    let ana = cluster.admin(0);
+    let project = ana.project("north").await;
+    let mut employees = Vec::new();
+    for _ in 0..4 {
+        employees.push(ana.employee("north", 40.0).await);
+    }
+    let body = json!({ "employeeId": employees[0], "projectId": project, "week": WEEKS[0], "hours": 8 });
+    let path = format!("/v1/assignments/{}", ana.make("/v1/assignments", body).await);
+    let mut writers = JoinSet::new();
+    for writer in 0..8 {
+        let (ana, path, employees) = (cluster.admin(writer), path.clone(), employees.clone());
+        writers.spawn(async move {
+            for turn in 0..10 {
+                let (field, value) = match writer % 2 {
+                    0 => ("employeeId", &*employees[(writer + turn) % 4]),
+                    _ => ("week", WEEKS[(writer / 2 + turn) % 2]),
+                };
+                let (status, answer) = ana.send(Method::PATCH, &path, json!({ field: value })).await;
+                assert_eq!((status, &answer[field]), (StatusCode::OK, &json!(value)), "{answer}");
+            }
+        });
+    }
+    writers.join_all().await;
+    let (told, mut end) = (cluster.told().await, 0);
+    for at_commit in told.chunk_by(|one, next| one.xact == next.xact) {
+        end += at_commit.len();
+        assert_eq!(last(&told[..end]).into_values().collect::<Vec<_>>(), [8.0]);
+    }
+    assert_eq!(last(&told), cluster.rows().await);
     cluster.stop().await;
 }
 
