@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
-use super::{Domain, Hours, Key, Number, current_week, employees, projects, read as capacity, tell};
+use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
 use crate::{
     auth::{Caller, Manages},
     db::{Db, Write},
@@ -125,7 +125,7 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     Locked::take(&mut tx, &[make.project_id], &[make.employee_id])
         .await?
         .require(Some(make.project_id), Some(make.employee_id))?;
-    let before = capacity(&mut tx, &[(make.employee_id, make.week.to_string())]).await?;
+    let before = capacity_of(&mut tx, &[(make.employee_id, make.week.to_string())]).await?;
     let assignment: Assignment = sqlx::query_as(
         "insert into crewcast.assignments (id, employee_id, project_id, week, hours) values ($1, $2, $3, $4, $5)
          returning id, employee_id, project_id, week, hours::float8 as hours, version",
@@ -162,7 +162,7 @@ async fn change(
     if change.apply(&mut new).is_empty() {
         return Ok(current(old.version, old));
     }
-    let before = capacity(&mut tx, &[old.key(), new.key()]).await?;
+    let before = capacity_of(&mut tx, &[old.key(), new.key()]).await?;
     let new = store(&mut tx, &new).await?;
     tell(&mut tx, before).await?;
     tx.commit().await?;
@@ -172,7 +172,7 @@ async fn change(
 async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
     let (mut tx, assignment) = hold(&db, id, &Change::default()).await?;
     if_match.require("assignment", assignment.version, &assignment)?;
-    let before = capacity(&mut tx, &[assignment.key()]).await?;
+    let before = capacity_of(&mut tx, &[assignment.key()]).await?;
     sqlx::query("delete from crewcast.assignments where id = $1").bind(id).execute(&mut *tx).await?;
     tell(&mut tx, before).await?;
     tx.commit().await?;

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use super::{Domain, Hours, Number, assignments, read as capacity, tell};
+use super::{Domain, Hours, Number, assignments, capacity_of, tell};
 use crate::{
     auth::{Caller, Manages},
     db::Db,
@@ -150,7 +150,7 @@ async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if
         return Err(in_use());
     }
     let past = assignments::weeks_of_employee(&mut tx, id).await?;
-    let before = capacity(&mut tx, &past).await?;
+    let before = capacity_of(&mut tx, &past).await?;
     assignments::delete_of_employee(&mut tx, id).await?;
     tell(&mut tx, before).await?;
     sqlx::query("delete from crewcast.employees where id = $1").bind(id).execute(&mut *tx).await?;
@@ -167,7 +167,7 @@ async fn apply(db: &Db, id: Uuid, if_match: &IfMatch, change: Change) -> Result<
         return Ok(current(employee.version, employee));
     }
     let ahead = assignments::weeks_ahead(&mut tx, id).await?;
-    let before = capacity(&mut tx, &ahead).await?;
+    let before = capacity_of(&mut tx, &ahead).await?;
     let employee = store(&mut tx, &employee).await?;
     tell(&mut tx, before).await?;
     tx.commit().await?;

@@ -117,7 +117,7 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
 pub(super) async fn release(tx: &mut Write, project_id: Uuid) -> Result<()> {
     employees::lock_those_on(tx, project_id).await?;
     let weeks = assignments::weeks_of_project(tx, project_id).await?;
-    let before = read(tx, &weeks).await?;
+    let before = capacity_of(tx, &weeks).await?;
     assignments::delete_of_project(tx, project_id).await?;
     tell(tx, before).await
 }
@@ -126,7 +126,7 @@ pub(super) async fn release(tx: &mut Write, project_id: Uuid) -> Result<()> {
 type Key = (Uuid, String);
 
 /// These weeks as they are, each once. Their employees are locked: only this transaction changes them.
-async fn read(conn: &mut PgConnection, weeks: &[Key]) -> Result<Vec<Capacity>> {
+async fn capacity_of(conn: &mut PgConnection, weeks: &[Key]) -> Result<Vec<Capacity>> {
     let (employees, weeks): (Vec<Uuid>, Vec<&str>) = weeks.iter().map(|(id, week)| (*id, week.as_str())).unzip();
     let capacity = sqlx::query_as(capacity!(
         "select distinct employee_id, week from unnest($1::uuid[], $2::text[]) as given (employee_id, week)"
@@ -137,7 +137,7 @@ async fn read(conn: &mut PgConnection, weeks: &[Key]) -> Result<Vec<Capacity>> {
 /// Tells of the weeks that are not what they were. Their employees are locked since before that was read.
 async fn tell(tx: &mut Write, before: Vec<Capacity>) -> Result<()> {
     let weeks: Vec<Key> = before.iter().map(|before| (before.employee_id, before.week.clone())).collect();
-    let now = read(tx, &weeks).await?;
+    let now = capacity_of(tx, &weeks).await?;
     for (before, now) in before.iter().zip(&now).filter(|(before, now)| before != now) {
         tx.append(NewEvent::unversioned("capacity:updated", rooms(before, now), &updated(now)));
     }
