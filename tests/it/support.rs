@@ -47,6 +47,8 @@ fn remove_leftovers() {
     for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
         let path = entry.path();
         let pid = path.to_str().and_then(|path| path.strip_prefix(FOLDERS)).map(str::to_owned);
+        // Other folders that begin alike are in use by a test.
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
             let _ = std::fs::remove_dir_all(path);
         }
