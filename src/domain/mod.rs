@@ -1,10 +1,12 @@
-//! What the service knows: divisions, projects and their members.
+//! What the service knows: divisions, projects with their members and phases, and who works on them when.
 //!
-//! A feature is one file with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
+//! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
 //! appends events to the transaction that `db.write()` hands out and never sends any.
 
+mod capacity;
 mod divisions;
 mod members;
+mod phases;
 mod projects;
 pub mod rights;
 
@@ -27,5 +29,10 @@ pub struct Domain {
 
 /// Every route of the domain, below `/v1`.
 pub fn router() -> Router<Domain> {
-    Router::new().merge(divisions::router()).merge(projects::router()).merge(members::router())
+    Router::new()
+        .merge(divisions::router())
+        .merge(projects::router())
+        .merge(members::router())
+        .merge(phases::router())
+        .merge(capacity::router())
 }

@@ -1,35 +1,33 @@
 //! Projects: managers make and delete them, their editors change them.
 //!
 //! A caller who may not read a project is told that there is none. A project that moves to another division is told of
-//! in both. A deleted project is gone for every request, and its row stays: its room keeps its readers for a while.
+//! in both. A deleted project is gone for every request, and its row stays: its room keeps its readers for a while. Its
+//! phases are gone with it, and its assignments are deleted in the same commit.
 //!
 //! Events: `project:created` and `project:deleted` with the project, `project:updated` once for each field that changed;
 //! all to the project's room and its division's.
 
 use axum::{
-    Json, Router,
+    Router,
     extract::State,
-    http::{
-        StatusCode,
-        header::{ETAG, LOCATION},
-    },
+    http::{StatusCode, header::ETAG},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
 use uuid::Uuid;
 
-use super::Domain;
+use super::{Domain, capacity};
 use crate::{
     auth::{Caller, Manages},
     db::Db,
-    error::{Code, Error, OnConstraint as _, Result},
-    ids::{Room, Slug, Text},
+    error::{Error, OnConstraint as _, Result},
+    ids::{Day, Room, Slug, Text},
     log::NewEvent,
-    web::{Body, IfMatch, Page, Patch, PathArg, Query, Seen, etag, present},
+    web::{Body, Changed, IfMatch, Page, Patch, PathArg, Query, Seen, current, etag, made, present},
 };
 
 /// What a caller may read: `$1` everything, `$2` their divisions, `$3` their `sub`.
@@ -65,10 +63,10 @@ struct Project {
     updated_at: OffsetDateTime,
 }
 
-/// Where a project stands.
+/// Where a project stands, or a phase of one.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Status {
+pub(super) enum Status {
     #[default]
     Planned,
     Active,
@@ -77,26 +75,14 @@ enum Status {
 }
 
 impl Status {
-    const fn as_str(self) -> &'static str {
+    /// The name in JSON and in the database.
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Planned => "planned",
             Self::Active => "active",
             Self::OnHold => "on_hold",
             Self::Done => "done",
         }
-    }
-}
-
-/// A day as people write it, `2026-11-23`: four digits of year, so that Postgres can hold each.
-#[derive(Debug, Clone, Copy)]
-struct Day(Date);
-
-impl<'de> Deserialize<'de> for Day {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let format = time::macros::format_description!("[year]-[month]-[day]");
-        let day = Some(&text).filter(|text| text.len() == 10).and_then(|text| Date::parse(text, format).ok());
-        day.map(Self).ok_or_else(|| serde::de::Error::custom("must be a day such as 2026-11-23"))
     }
 }
 
@@ -133,9 +119,7 @@ struct Change {
 }
 
 async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) -> Result<Response> {
-    let after = page.after.as_deref().map(str::parse).transpose();
-    let after: Option<Uuid> =
-        after.map_err(|_| Error::new(Code::InvalidQuery, "after is not a cursor of this list."))?;
+    let after = page.after_id()?;
     let mut read = db.read().await?;
     let projects: Vec<Project> = sqlx::query_as(concat!(
         "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at
@@ -147,7 +131,7 @@ async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) ->
     .bind(caller.manages())
     .bind(divisions(&caller))
     .bind(caller.sub.as_str())
-    .bind(after.unwrap_or_default())
+    .bind(after)
     .bind(page.rows())
     .fetch_all(&mut *read)
     .await?;
@@ -165,8 +149,8 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .bind(make.name.as_str())
     .bind(make.division.as_str())
     .bind(make.status.as_str())
-    .bind(make.starts_on.map(|day| day.0))
-    .bind(make.ends_on.map(|day| day.0))
+    .bind(make.starts_on.map(Day::date))
+    .bind(make.ends_on.map(Day::date))
     .bind(make.notes.as_deref().unwrap_or_default())
     .fetch_one(&mut *tx)
     .await
@@ -174,8 +158,7 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .on_constraint("projects_dates", dates_reversed)?;
     tx.append(NewEvent::new("project:created", rooms(&project, None), project.version, &project));
     tx.commit().await?;
-    let headers = [(LOCATION, format!("/v1/projects/{}", project.id))];
-    Ok((StatusCode::CREATED, headers, [(ETAG, etag(project.version))], Json(project)).into_response())
+    Ok(made(format!("/v1/projects/{}", project.id), project.version, project))
 }
 
 async fn read(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
@@ -192,23 +175,20 @@ async fn change(
     Body(change): Body<Change>,
 ) -> Result<Response> {
     let mut tx = db.write().await?;
-    let (old, edits) = find(&mut tx, &caller, id, true).await?;
-    if !edits {
-        return Err(Error::forbidden("Only a project's editors and managers may change it."));
-    }
-    expect_version(&if_match, &old)?;
+    let old = find_to_edit(&mut tx, &caller, id).await?;
+    if_match.require("project", old.version, &old)?;
     let mut new = old.clone();
     let fields = change.apply(&mut new);
     if fields.is_empty() {
-        return Ok(([(ETAG, etag(old.version))], Json(old)).into_response());
+        return Ok(current(old.version, old));
     }
     let new = store(&mut tx, &new).await?;
-    for (field, value) in fields {
+    for (field, value) in fields.iter() {
         let data = json!({ "projectId": id, "field": field, "newValue": value, "updatedBy": caller.sub });
         tx.append(NewEvent::new("project:updated", rooms(&new, Some(&old)), new.version, &data));
     }
     tx.commit().await?;
-    Ok(([(ETAG, etag(new.version))], Json(new)).into_response())
+    Ok(current(new.version, new))
 }
 
 async fn delete(
@@ -220,50 +200,28 @@ async fn delete(
     let mut tx = db.write().await?;
     let (mut project, _) = find(&mut tx, &caller, id, true).await?;
     Manages::try_from(caller)?;
-    expect_version(&if_match, &project)?;
+    if_match.require("project", project.version, &project)?;
     sqlx::query("update crewcast.projects set deleted_at = now(), version = version + 1 where id = $1")
         .bind(id)
         .execute(&mut *tx)
         .await?;
     project.version += 1;
     tx.append(NewEvent::new("project:deleted", rooms(&project, None), project.version, &project));
+    capacity::release(&mut tx, id).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 impl Change {
-    /// Changes the project, and names the fields that are not what they were, with their new values.
-    fn apply(self, project: &mut Project) -> Vec<(&'static str, Value)> {
-        let mut changed = Vec::new();
-        let mut set = |field: &'static str, is_new: bool, value: Value| {
-            if is_new {
-                changed.push((field, value));
-            }
-        };
-        if let Some(name) = self.name.map(Text::into_string) {
-            set("name", name != project.name, json!(name));
-            project.name = name;
-        }
-        if let Some(division) = self.division {
-            set("division", division.as_str() != project.division, json!(division));
-            project.division = division.to_string();
-        }
-        if let Some(status) = self.status.map(Status::as_str) {
-            set("status", status != project.status, json!(status));
-            project.status = status.to_owned();
-        }
-        if let Some(starts_on) = self.starts_on.into_change().map(|day| day.map(|day| day.0)) {
-            set("startsOn", starts_on != project.starts_on, json!(starts_on));
-            project.starts_on = starts_on;
-        }
-        if let Some(ends_on) = self.ends_on.into_change().map(|day| day.map(|day| day.0)) {
-            set("endsOn", ends_on != project.ends_on, json!(ends_on));
-            project.ends_on = ends_on;
-        }
-        if let Some(notes) = self.notes.map(Text::into_string) {
-            set("notes", notes != project.notes, json!(notes));
-            project.notes = notes;
-        }
+    /// Changes the project, and says which fields are not what they were.
+    fn apply(self, project: &mut Project) -> Changed {
+        let mut changed = Changed::default();
+        changed.set("name", &mut project.name, self.name.map(Text::into_string));
+        changed.set("division", &mut project.division, self.division.map(|division| division.to_string()));
+        changed.set("status", &mut project.status, self.status.map(|status| status.as_str().to_owned()));
+        changed.set("startsOn", &mut project.starts_on, self.starts_on.map(Day::date).into_change());
+        changed.set("endsOn", &mut project.ends_on, self.ends_on.map(Day::date).into_change());
+        changed.set("notes", &mut project.notes, self.notes.map(Text::into_string));
         changed
     }
 }
@@ -275,16 +233,6 @@ fn rooms(project: &Project, before: Option<&Project>) -> Vec<String> {
         rooms.push(format!("division:{}", before.division));
     }
     rooms
-}
-
-fn expect_version(if_match: &IfMatch, project: &Project) -> Result<()> {
-    if if_match.allows(project.version) {
-        return Ok(());
-    }
-    let current = serde_json::to_value(project).map_err(Error::internal)?;
-    Err(Error::new(Code::VersionConflict, format!("The project is at version {}.", project.version))
-        .with_member("current", current)
-        .with_member("currentVersion", project.version))
 }
 
 fn no_such_division() -> Error {
@@ -330,6 +278,14 @@ async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) ->
     row.map(|row| (row.project, row.edits)).ok_or_else(Error::not_found)
 }
 
+/// A project that the caller may change, locked.
+async fn find_to_edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<Project> {
+    match find(conn, caller, id, true).await? {
+        (project, true) => Ok(project),
+        _ => Err(Error::forbidden("Only a project's editors and managers may change it.")),
+    }
+}
+
 async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     sqlx::query_as(
         "update crewcast.projects
@@ -351,6 +307,22 @@ async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     .on_constraint("projects_dates", dates_reversed)
 }
 
+/// Makes sure that the caller may read a project.
+///
+/// # Errors
+/// 404 when they may not, or it is not there.
+pub(super) async fn look(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+    find(conn, caller, id, false).await.map(drop)
+}
+
+/// Locks a project, for a caller who edits it or what belongs to it.
+///
+/// # Errors
+/// 404 when they may not read it, or it is not there; 403 when they may read it and not edit it.
+pub(super) async fn edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+    find_to_edit(conn, caller, id).await.map(drop)
+}
+
 /// Makes sure that a project is there and stays until the transaction ends, for a caller who manages it.
 ///
 /// # Errors
@@ -360,10 +332,20 @@ pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> R
         find(&mut *conn, &caller, id, false).await?;
         Manages::try_from(caller)?;
     }
-    let there: Option<i32> =
-        sqlx::query_scalar("select 1 from crewcast.projects where id = $1 and deleted_at is null for share")
-            .bind(id)
-            .fetch_optional(conn)
-            .await?;
-    there.map(drop).ok_or_else(Error::not_found)
+    if hold_all(conn, &[id]).await?.is_empty() {
+        return Err(Error::not_found());
+    }
+    Ok(())
+}
+
+/// Of these projects, those that are there: they stay until the transaction ends. Locked in the order of their ids, so
+/// that nobody who does the same waits in a circle.
+///
+/// # Errors
+/// When Postgres refuses.
+pub(super) async fn hold_all(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+    let there = sqlx::query_scalar(
+        "select id from crewcast.projects where id = any($1) and deleted_at is null order by id for share",
+    );
+    Ok(there.bind(ids).fetch_all(conn).await?)
 }

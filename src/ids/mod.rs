@@ -1,4 +1,4 @@
-//! The names that the service talks about: people, divisions, topics, rooms and event types.
+//! The names that the service talks about: people, divisions, topics, rooms, event types, days and weeks.
 //!
 //! Each name is a type that can only hold a valid one: it is made by [`FromStr`], written by
 //! [`Display`](fmt::Display), and what is written parses to the same name again. JSON, paths and
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::de::{Deserializer, Visitor};
 use uuid::Uuid;
 
+pub use calendar::{Day, Week};
 pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter};
 pub use text::{InvalidText, Text};
 
@@ -139,7 +140,8 @@ macro_rules! name {
         serde_as_string!($name, $rule);
     };
 }
-// Below the macros, which it uses.
+// Below the macros, which they use.
+mod calendar;
 mod event_type;
 mod text;
 

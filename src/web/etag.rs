@@ -4,6 +4,7 @@ use axum::extract::FromRequestParts;
 use axum::http::header::IF_MATCH;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
+use serde::Serialize;
 
 use crate::error::{Code, Error, Result};
 
@@ -33,6 +34,21 @@ impl IfMatch {
             Self::Absent | Self::Any => true,
             Self::Versions(versions) => versions.contains(&version),
         }
+    }
+
+    /// Refuses a change of `entity`, which is at `version`, where the condition does not allow it. `noun` is what the
+    /// client calls such a thing.
+    ///
+    /// # Errors
+    /// 412 `version_conflict` with the present state in `current` and `currentVersion`.
+    pub fn require(&self, noun: &str, version: i64, entity: &impl Serialize) -> Result<()> {
+        if self.allows(version) {
+            return Ok(());
+        }
+        let current = serde_json::to_value(entity).map_err(Error::internal)?;
+        Err(Error::new(Code::VersionConflict, format!("The {noun} is at version {version}."))
+            .with_member("current", current)
+            .with_member("currentVersion", version))
     }
 
     /// The latest version that the client says it has seen: a merge starts from there.

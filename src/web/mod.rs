@@ -6,6 +6,7 @@
 
 pub mod body;
 pub mod cursor;
+pub mod entity;
 pub mod etag;
 pub mod page;
 pub mod patch;
@@ -16,8 +17,9 @@ mod strict;
 
 pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
+pub use entity::{current, made};
 pub use etag::{IfMatch, etag};
 pub use page::{List, Page};
-pub use patch::{Patch, present};
+pub use patch::{Changed, Patch, present};
 pub use query::{PathArg, Query};
 pub use request::RequestId;

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::{Code, Error as Refusal};
 
 /// Items of a page that nobody sized.
 pub const LIMIT_DEFAULT: u32 = 50;
@@ -23,6 +26,21 @@ pub struct Page {
 }
 
 impl Page {
+    /// The id that the page begins behind, in a list that is ordered by id; nil for the first page.
+    ///
+    /// # Errors
+    /// 400 `invalid_query` when `after` is no id.
+    pub fn after_id(&self) -> Result<Uuid, Refusal> {
+        let after = self.after.as_deref().map(str::parse).transpose();
+        Ok(after.map_err(|_| Self::not_of_this_list())?.unwrap_or_default())
+    }
+
+    /// 400 for an `after` that the list cannot have given.
+    #[must_use]
+    pub fn not_of_this_list() -> Refusal {
+        Refusal::new(Code::InvalidQuery, "after is not a cursor of this list.")
+    }
+
     /// Rows to ask the database for: one more than the page has tells whether there is a next.
     #[must_use]
     pub fn rows(&self) -> i64 {

@@ -18,7 +18,8 @@
 //! # Ok::<_, serde_json::Error>(())
 //! ```
 
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 /// A field of a `PATCH` that can be emptied. Needs `#[serde(default)]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,16 @@ impl<T> Patch<T> {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
+    }
+
+    /// The field with its value as another type.
+    #[must_use]
+    pub fn map<U>(self, value: impl FnOnce(T) -> U) -> Patch<U> {
+        match self {
+            Self::Absent => Patch::Absent,
+            Self::Null => Patch::Null,
+            Self::Value(given) => Patch::Value(value(given)),
+        }
     }
 
     /// `None` when it stays, else what it becomes, as a column that may be null.
@@ -70,6 +81,33 @@ where
     T::deserialize(deserializer).map(Some)
 }
 
+/// What a `PATCH` changed: the fields that are not what they were, with their new values.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Changed(Vec<(&'static str, Value)>);
+
+impl Changed {
+    /// Sets a field, if it was given and is not what it was.
+    ///
+    /// # Panics
+    /// When the value does not serialise: fields are plain values of ours.
+    pub fn set<T: PartialEq + Serialize>(&mut self, name: &'static str, field: &mut T, given: Option<T>) {
+        let Some(new) = given.filter(|new| new != field) else { return };
+        self.0.push((name, serde_json::to_value(&new).expect("fields are plain values")));
+        *field = new;
+    }
+
+    /// Whether all is as it was.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The fields, with their new values.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        self.0.iter().map(|(name, value)| (*name, value))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +131,16 @@ mod tests {
         let set = read(r#"{"notes":"x","hours":8}"#).unwrap();
         assert_eq!(set.notes, Patch::Value("x".to_owned()));
         assert_eq!(set.hours, Some(8));
+    }
+
+    #[test]
+    fn only_what_is_not_what_it_was_has_changed() {
+        let (mut name, mut ends_on, mut changed) = ("a".to_owned(), Some(1), Changed::default());
+        changed.set("name", &mut name, None);
+        changed.set("name", &mut name, Some("a".to_owned()));
+        assert!(changed.is_empty());
+        changed.set("endsOn", &mut ends_on, Some(None));
+        assert_eq!((ends_on, changed.iter().collect::<Vec<_>>()), (None, vec![("endsOn", &Value::Null)]));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Bad input is refused with a clear 4xx, and nothing is written.
 
 use reqwest::{Method, header::CONTENT_TYPE};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Client, connect, database, number, server};
+use crate::{
+    support::{Client, connect, database, number, server},
+    tidy::actions,
+};
 
 #[tokio::test]
 async fn a_project_with_a_bad_field_is_refused_and_nothing_is_written() {
@@ -50,7 +53,10 @@ async fn a_project_with_a_bad_field_is_refused_and_nothing_is_written() {
 /// What a request must leave as it was.
 const EVERYTHING: &str = "select (select count(*) from crewcast.events) + (select count(*) from crewcast.commits)
     + (select count(*) from crewcast.divisions) + (select count(*) from crewcast.projects)
-    + (select coalesce(sum(version), 0) from crewcast.projects)::bigint + (select count(*) from crewcast.members)";
+    + (select coalesce(sum(version), 0) from crewcast.projects)::bigint + (select count(*) from crewcast.members)
+    + (select coalesce(sum(version), 0) from crewcast.phases)::bigint
+    + (select coalesce(sum(version), 0) from crewcast.employees)::bigint
+    + (select coalesce(sum(version), 0) from crewcast.assignments)::bigint";
 
 /// One raw HTTP/1.1 request, byte for byte: the status and the body of the answer.
 async fn raw(server: &crewcast::app::Server, head: &str, body: &[u8]) -> (u16, String) {
@@ -69,14 +75,41 @@ async fn raw(server: &crewcast::app::Server, head: &str, body: &[u8]) -> (u16, S
     (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
 }
 
-/// The routes that take a body, for a project that exists.
-fn routes(id: &str) -> [(&'static str, String); 4] {
-    [
+/// The routes that take a body, for things that exist.
+async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
+    let id = ana.project("north").await;
+    let phase = ana.make(&format!("/v1/projects/{id}/phases"), json!({ "name": "Shell" })).await;
+    let employee = ana.employee("north", 40.0).await;
+    let body = json!({ "employeeId": employee, "projectId": id, "week": "2020-W53", "hours": 8 });
+    let assignment = ana.make("/v1/assignments", body).await;
+    vec![
         ("PUT", "/v1/divisions/north".to_owned()),
         ("POST", "/v1/projects".to_owned()),
         ("PATCH", format!("/v1/projects/{id}")),
         ("PUT", format!("/v1/projects/{id}/members/eva")),
+        ("POST", format!("/v1/projects/{id}/phases")),
+        ("PATCH", format!("/v1/projects/{id}/phases/{phase}")),
+        ("POST", "/v1/employees".to_owned()),
+        ("PATCH", format!("/v1/employees/{employee}")),
+        ("PUT", format!("/v1/employees/{employee}/capacity")),
+        ("POST", "/v1/assignments".to_owned()),
+        ("PATCH", format!("/v1/assignments/{assignment}")),
     ]
+}
+
+#[tokio::test]
+async fn every_route_that_takes_a_body_gets_bad_ones() {
+    let server = server(&database().await, &[]).await;
+    let routes = routes(&Client::admin(&server)).await;
+    server.stop().await;
+    let taking = actions().into_iter().filter(|(method, _)| ["POST", "PUT", "PATCH"].contains(&method.as_str()));
+    let is_of = |path: &str, route: &str| {
+        path.split('/').count() == route.split('/').count()
+            && path.split('/').zip(route.split('/')).all(|(part, name)| name.starts_with('{') || part == name)
+    };
+    let is_tried =
+        |(method, route): &(String, String)| routes.iter().any(|(verb, path)| verb == method && is_of(path, route));
+    assert_eq!(taking.filter(|action| !is_tried(action)).collect::<Vec<_>>(), []);
 }
 
 const JSON: &str = "\r\nContent-Type: application/json";
@@ -85,7 +118,7 @@ const JSON: &str = "\r\nContent-Type: application/json";
 async fn a_bad_body_is_refused_by_every_route_and_nothing_is_written() {
     let url = database().await;
     let server = server(&url, &["--body-bytes-max=64KiB"]).await;
-    let (id, mut conn) = (Client::admin(&server).project("north").await, connect(&url).await);
+    let (routes, mut conn) = (routes(&Client::admin(&server)).await, connect(&url).await);
     let before = number(&mut conn, EVERYTHING).await;
     let deep = format!("{}{}", "[".repeat(5000), "]".repeat(5000));
     let deep_field = format!(r#"{{"name":{}1{}}}"#, r#"{"a":"#.repeat(300), "}".repeat(300));
@@ -106,7 +139,7 @@ async fn a_bad_body_is_refused_by_every_route_and_nothing_is_written() {
         ("\r\nContent-Type: text/plain", b"{}", 415, "unsupported_media_type"),
         ("", b"{}", 415, "unsupported_media_type"),
     ];
-    for (method, path) in routes(&id) {
+    for (method, path) in routes {
         for (header, body, expected, code) in &cases {
             let (status, answer) = raw(&server, &format!("{method} {path} HTTP/1.1{header}"), body).await;
             let problem: Value = serde_json::from_str(&answer).unwrap_or_default();
@@ -174,7 +207,7 @@ async fn a_bad_address_is_refused_by_every_route() {
 async fn whatever_bytes_are_sent_the_server_does_not_fail() {
     let url = database().await;
     let server = server(&url, &[]).await;
-    let id = Client::admin(&server).project("north").await;
+    let routes = routes(&Client::admin(&server)).await;
     // Characters that JSON is made of, so that some of it parses; the same ones at every run.
     let alphabet = br#"{}[]":,\u00ed1e-. nametrue"#;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -185,7 +218,7 @@ async fn whatever_bytes_are_sent_the_server_does_not_fail() {
         usize::try_from(state >> 33).unwrap()
     };
     for _ in 0..50 {
-        for (method, path) in routes(&id) {
+        for (method, path) in &routes {
             let length = random() % 40;
             let body: Vec<u8> = (0..length).map(|_| alphabet[random() % alphabet.len()]).collect();
             let (status, answer) = raw(&server, &format!("{method} {path} HTTP/1.1{JSON}"), &body).await;

@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
 mod buffers;
+mod capacity;
 mod cli;
 mod embedded;
 mod first;
@@ -10,6 +11,8 @@ mod input;
 mod joins;
 mod jwks;
 mod model;
+mod phases;
+mod projects;
 mod reset;
 mod restore;
 mod rights;
@@ -18,3 +21,4 @@ mod start;
 mod stream;
 mod support;
 mod tidy;
+mod writers;

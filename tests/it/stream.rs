@@ -334,7 +334,7 @@ async fn take(stream: &mut Stream, arrived: &mut BTreeSet<String>) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_outlive_a_restart_of_postgres_and_miss_nothing() {
-    let folder = tempfile::Builder::new().prefix("crewcast-it-restart").tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("crewcast-restart-").tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let postgres = private_postgres(folder.path().to_owned(), true).await;
     let options = postgres.connect_options();

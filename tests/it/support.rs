@@ -47,6 +47,8 @@ fn remove_leftovers() {
     for entry in std::fs::read_dir("/tmp").unwrap().flatten() {
         let path = entry.path();
         let pid = path.to_str().and_then(|path| path.strip_prefix(FOLDERS)).map(str::to_owned);
+        // Other folders that begin alike are in use by a test.
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
         if pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()) {
             let _ = std::fs::remove_dir_all(path);
         }
@@ -162,6 +164,28 @@ impl Client {
         let (status, project) = self.send(Method::POST, "/v1/projects", body).await;
         assert_eq!(status, StatusCode::CREATED, "{project}");
         project["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Makes something; its id.
+    pub async fn make(&self, path: &str, body: Value) -> String {
+        let (status, made) = self.send(Method::POST, path, body).await;
+        assert_eq!(status, StatusCode::CREATED, "{made}");
+        made["id"].as_str().unwrap().to_owned()
+    }
+
+    /// A new employee of a division that is there: their id.
+    pub async fn employee(&self, division: &str, weekly_hours: f64) -> String {
+        let body = serde_json::json!({ "name": "Mia", "division": division, "weeklyHours": weekly_hours });
+        self.make("/v1/employees", body).await
+    }
+
+    /// A stream of what comes from now on, which has begun; `query` as in [`Client::stream`].
+    pub async fn follow(&self, query: &str) -> Stream {
+        // A stream without a position begins at the last read of the log, behind which some events may wait.
+        let (cursor, _) = self.read("/v1/divisions").await;
+        let mut stream = self.stream(query, &cursor).await;
+        stream.expect("stream:open").await;
+        stream
     }
 
     /// Opens a stream; `query` is what follows the question mark. An empty id is none.

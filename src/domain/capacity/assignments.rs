@@ -1,0 +1,311 @@
+//! Assignments: so many hours of an employee for a project in a week. Everybody reads them, managers make and change them.
+//!
+//! There is at most one for each employee, project and week. A deleted project's assignments are deleted with it: what
+//! was planned for it is free again, in the same commit.
+//!
+//! Assignments have no events of their own; those of capacity are told in the parent's doc.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::ETAG},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
+use crate::{
+    auth::{Caller, Manages},
+    db::{Db, Write},
+    error::{Code, Error, OnConstraint as _, Result},
+    ids::{Slug, Week},
+    web::{Body, Changed, IfMatch, Page, PathArg, Query, Seen, current, etag, made, present},
+};
+
+/// The routes.
+pub(super) fn router() -> Router<Domain> {
+    Router::new()
+        .route("/assignments", get(list).post(make))
+        .route("/assignments/{id}", get(read).patch(change).delete(delete))
+}
+
+/// An assignment as it is answered.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Assignment {
+    id: Uuid,
+    employee_id: Uuid,
+    project_id: Uuid,
+    week: String,
+    hours: Number,
+    version: i64,
+}
+
+impl Assignment {
+    /// The week whose sum it counts in.
+    fn key(&self) -> Key {
+        (self.employee_id, self.week.clone())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Make {
+    employee_id: Uuid,
+    project_id: Uuid,
+    week: Week,
+    hours: Hours,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "present")]
+    employee_id: Option<Uuid>,
+    #[serde(default, deserialize_with = "present")]
+    project_id: Option<Uuid>,
+    #[serde(default, deserialize_with = "present")]
+    week: Option<Week>,
+    #[serde(default, deserialize_with = "present")]
+    hours: Option<Hours>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Filter {
+    employee_id: Option<Uuid>,
+    project_id: Option<Uuid>,
+    week: Option<Week>,
+    /// The employee's division.
+    division: Option<Slug>,
+    #[serde(flatten)]
+    page: Page,
+}
+
+async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+    let mut statement = filter.statement()?;
+    let mut read = db.read().await?;
+    let assignments: Vec<Assignment> = statement.build_query_as().fetch_all(&mut *read).await?;
+    let list = filter.page.list(assignments, |assignment| assignment.id.to_string());
+    Ok(Seen::at(&read, list).into_response())
+}
+
+impl Filter {
+    /// Only what was asked for stands in it, so that each combination has the index that serves it.
+    fn statement(&self) -> Result<QueryBuilder<Postgres>> {
+        let mut statement = QueryBuilder::new(
+            "select id, employee_id, project_id, week, hours::float8 as hours, version
+             from crewcast.assignments as assignment where id > ",
+        );
+        statement.push_bind(self.page.after_id()?);
+        if let Some(id) = self.employee_id {
+            statement.push(" and employee_id = ").push_bind(id);
+        }
+        if let Some(id) = self.project_id {
+            statement.push(" and project_id = ").push_bind(id);
+        }
+        if let Some(week) = self.week {
+            statement.push(" and week = ").push_bind(week.to_string());
+        }
+        if let Some(division) = &self.division {
+            let of_division = " and exists (select from crewcast.employees
+                                            where id = assignment.employee_id and division = ";
+            statement.push(of_division).push_bind(division.to_string()).push(")");
+        }
+        statement.push(" order by id limit ").push_bind(self.page.rows());
+        Ok(statement)
+    }
+}
+
+async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
+    let mut tx = db.write().await?;
+    Locked::take(&mut tx, &[make.project_id], &[make.employee_id])
+        .await?
+        .require(Some(make.project_id), Some(make.employee_id))?;
+    let before = capacity_of(&mut tx, &[(make.employee_id, make.week.to_string())]).await?;
+    let assignment: Assignment = sqlx::query_as(
+        "insert into crewcast.assignments (id, employee_id, project_id, week, hours) values ($1, $2, $3, $4, $5)
+         returning id, employee_id, project_id, week, hours::float8 as hours, version",
+    )
+    .bind(Uuid::now_v7())
+    .bind(make.employee_id)
+    .bind(make.project_id)
+    .bind(make.week.to_string())
+    .bind(make.hours.number())
+    .fetch_one(&mut *tx)
+    .await
+    .on_constraint("assignments_once", exists_already)?;
+    tell(&mut tx, before).await?;
+    tx.commit().await?;
+    Ok(made(format!("/v1/assignments/{}", assignment.id), assignment.version, assignment))
+}
+
+async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+    let mut read = db.read().await?;
+    let assignment = find(&mut read, id).await?;
+    Ok(([(ETAG, etag(assignment.version))], Seen::at(&read, assignment)).into_response())
+}
+
+async fn change(
+    State(db): State<Db>,
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    Body(change): Body<Change>,
+) -> Result<Response> {
+    let (mut tx, old) = hold(&db, id, &change).await?;
+    if_match.require("assignment", old.version, &old)?;
+    let mut new = old.clone();
+    if change.apply(&mut new).is_empty() {
+        return Ok(current(old.version, old));
+    }
+    let before = capacity_of(&mut tx, &[old.key(), new.key()]).await?;
+    let new = store(&mut tx, &new).await?;
+    tell(&mut tx, before).await?;
+    tx.commit().await?;
+    Ok(current(new.version, new))
+}
+
+async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
+    let (mut tx, assignment) = hold(&db, id, &Change::default()).await?;
+    if_match.require("assignment", assignment.version, &assignment)?;
+    let before = capacity_of(&mut tx, &[assignment.key()]).await?;
+    sqlx::query("delete from crewcast.assignments where id = $1").bind(id).execute(&mut *tx).await?;
+    tell(&mut tx, before).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Change {
+    /// Changes the assignment, and says which fields are not what they were.
+    fn apply(self, assignment: &mut Assignment) -> Changed {
+        let mut changed = Changed::default();
+        changed.set("employeeId", &mut assignment.employee_id, self.employee_id);
+        changed.set("projectId", &mut assignment.project_id, self.project_id);
+        changed.set("week", &mut assignment.week, self.week.map(|week| week.to_string()));
+        changed.set("hours", &mut assignment.hours, self.hours.map(Hours::number));
+        changed
+    }
+}
+
+fn exists_already() -> Error {
+    let detail = "The employee has an assignment to this project in this week already: change that one.";
+    Error::new(Code::AlreadyExists, detail)
+}
+
+/// The projects and employees that a change touches, as far as they are there; they stay as they are until its
+/// transaction ends.
+struct Locked {
+    projects: Vec<Uuid>,
+    employees: Vec<Uuid>,
+}
+
+impl Locked {
+    async fn take(conn: &mut PgConnection, projects: &[Uuid], employees: &[Uuid]) -> Result<Self> {
+        let projects = projects::hold_all(conn, projects).await?;
+        Ok(Self { projects, employees: employees::lock(conn, employees).await? })
+    }
+
+    /// 422 when what the client named is not there.
+    fn require(&self, project: Option<Uuid>, employee: Option<Uuid>) -> Result<()> {
+        if project.is_some_and(|id| !self.projects.contains(&id)) {
+            return Err(Error::invalid_body("/projectId", "there is no such project"));
+        }
+        if employee.is_some_and(|id| !self.employees.contains(&id)) {
+            return Err(Error::invalid_body("/employeeId", "there is no such employee"));
+        }
+        Ok(())
+    }
+}
+
+/// Begins a change of an assignment, with all that it touches locked.
+///
+/// The assignment says what is to be locked and can be read only before that. If another change moved it in the
+/// meantime, this one begins anew: a lock added out of order could close a circle. Each turn means that somebody else
+/// got theirs done.
+async fn hold(db: &Db, id: Uuid, change: &Change) -> Result<(Write, Assignment)> {
+    loop {
+        let mut tx = db.write().await?;
+        let seen = find(&mut tx, id).await?;
+        let projects: Vec<Uuid> = [seen.project_id].into_iter().chain(change.project_id).collect();
+        let employees: Vec<Uuid> = [seen.employee_id].into_iter().chain(change.employee_id).collect();
+        let locked = Locked::take(&mut tx, &projects, &employees).await?;
+        let held = find(&mut tx, id).await?;
+        if (held.project_id, held.employee_id) == (seen.project_id, seen.employee_id) {
+            locked.require(change.project_id, change.employee_id)?;
+            return Ok((tx, held));
+        }
+    }
+}
+
+async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Assignment> {
+    let assignment = sqlx::query_as(
+        "select id, employee_id, project_id, week, hours::float8 as hours, version
+         from crewcast.assignments where id = $1",
+    )
+    .bind(id)
+    .fetch_optional(conn)
+    .await?;
+    assignment.ok_or_else(Error::not_found)
+}
+
+async fn store(conn: &mut PgConnection, assignment: &Assignment) -> Result<Assignment> {
+    sqlx::query_as(
+        "update crewcast.assignments
+         set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1
+         where id = $1
+         returning id, employee_id, project_id, week, hours::float8 as hours, version",
+    )
+    .bind(assignment.id)
+    .bind(assignment.employee_id)
+    .bind(assignment.project_id)
+    .bind(&assignment.week)
+    .bind(assignment.hours)
+    .fetch_one(conn)
+    .await
+    .on_constraint("assignments_once", exists_already)
+}
+
+/// The weeks from the current one on in which an employee has assignments.
+pub(super) async fn weeks_ahead(conn: &mut PgConnection, employee_id: Uuid) -> Result<Vec<Key>> {
+    let ahead = concat!(
+        "select distinct employee_id, week from crewcast.assignments where employee_id = $1 and week >= ",
+        current_week!()
+    );
+    Ok(sqlx::query_as(ahead).bind(employee_id).fetch_all(conn).await?)
+}
+
+/// All weeks in which an employee has assignments.
+pub(super) async fn weeks_of_employee(conn: &mut PgConnection, employee_id: Uuid) -> Result<Vec<Key>> {
+    let weeks = sqlx::query_as("select distinct employee_id, week from crewcast.assignments where employee_id = $1");
+    Ok(weeks.bind(employee_id).fetch_all(conn).await?)
+}
+
+/// All weeks in which somebody has an assignment to a project.
+pub(super) async fn weeks_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<Vec<Key>> {
+    let weeks = sqlx::query_as("select employee_id, week from crewcast.assignments where project_id = $1");
+    Ok(weeks.bind(project_id).fetch_all(conn).await?)
+}
+
+/// Everybody who has an assignment to a project.
+pub(super) async fn employees_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<Vec<Uuid>> {
+    let employees = sqlx::query_scalar("select distinct employee_id from crewcast.assignments where project_id = $1");
+    Ok(employees.bind(project_id).fetch_all(conn).await?)
+}
+
+/// Deletes what somebody was assigned to.
+pub(super) async fn delete_of_employee(conn: &mut PgConnection, employee_id: Uuid) -> Result<()> {
+    let delete = sqlx::query("delete from crewcast.assignments where employee_id = $1");
+    delete.bind(employee_id).execute(conn).await?;
+    Ok(())
+}
+
+/// Deletes the assignments to a project.
+pub(super) async fn delete_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<()> {
+    let delete = sqlx::query("delete from crewcast.assignments where project_id = $1");
+    delete.bind(project_id).execute(conn).await?;
+    Ok(())
+}

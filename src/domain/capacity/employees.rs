@@ -1,0 +1,232 @@
+//! Employees: everybody reads them, managers keep them.
+//!
+//! Who changes division takes the weeks to come along, and their past weeks count for the new division too. Somebody
+//! with assignments in the current week or later cannot be deleted: work that is planned would vanish from projects
+//! that count on it, so it is given to others or dropped first. Nothing waits on past weeks, and they go with them.
+//!
+//! Employees have no events of their own; those of capacity are told in the parent's doc.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::ETAG},
+    response::{IntoResponse, Response},
+    routing::{get, put},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Domain, Hours, Number, assignments, capacity_of, tell};
+use crate::{
+    auth::{Caller, Manages},
+    db::Db,
+    error::{Code, Error, OnConstraint as _, Result},
+    ids::{Slug, Text},
+    web::{Body, Changed, IfMatch, Page, PathArg, Query, Seen, current, etag, made, present},
+};
+
+/// The routes.
+pub(super) fn router() -> Router<Domain> {
+    Router::new()
+        .route("/employees", get(list).post(make))
+        .route("/employees/{id}", get(read).patch(change).delete(delete))
+        .route("/employees/{id}/capacity", put(set_capacity))
+}
+
+/// An employee as they are answered.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Employee {
+    id: Uuid,
+    name: String,
+    division: String,
+    weekly_hours: Number,
+    version: i64,
+}
+
+type Name = Text<1, 200>;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Make {
+    name: Name,
+    division: Slug,
+    weekly_hours: Hours,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Name>,
+    #[serde(default, deserialize_with = "present")]
+    division: Option<Slug>,
+    #[serde(default, deserialize_with = "present")]
+    weekly_hours: Option<Hours>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SetCapacity {
+    weekly_hours: Hours,
+}
+
+#[derive(Debug, Deserialize)]
+struct Filter {
+    division: Option<Slug>,
+    #[serde(flatten)]
+    page: Page,
+}
+
+async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+    let page = filter.page;
+    let after = page.after_id()?;
+    let mut read = db.read().await?;
+    let employees: Vec<Employee> = sqlx::query_as(
+        "select id, name, division, weekly_hours::float8 as weekly_hours, version
+         from crewcast.employees
+         where id > $1 and ($2::text is null or division = $2)
+         order by id limit $3",
+    )
+    .bind(after)
+    .bind(filter.division.as_ref().map(Slug::as_str))
+    .bind(page.rows())
+    .fetch_all(&mut *read)
+    .await?;
+    Ok(Seen::at(&read, page.list(employees, |employee| employee.id.to_string())).into_response())
+}
+
+async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
+    let mut tx = db.write().await?;
+    let employee: Employee = sqlx::query_as(
+        "insert into crewcast.employees (id, name, division, weekly_hours) values ($1, $2, $3, $4)
+         returning id, name, division, weekly_hours::float8 as weekly_hours, version",
+    )
+    .bind(Uuid::now_v7())
+    .bind(make.name.as_str())
+    .bind(make.division.as_str())
+    .bind(make.weekly_hours.number())
+    .fetch_one(&mut *tx)
+    .await
+    .on_constraint("employees_division", no_such_division)?;
+    tx.commit().await?;
+    Ok(made(format!("/v1/employees/{}", employee.id), employee.version, employee))
+}
+
+async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+    let mut read = db.read().await?;
+    let employee = find(&mut read, id).await?;
+    Ok(([(ETAG, etag(employee.version))], Seen::at(&read, employee)).into_response())
+}
+
+async fn change(
+    State(db): State<Db>,
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    Body(change): Body<Change>,
+) -> Result<Response> {
+    apply(&db, id, &if_match, change).await
+}
+
+async fn set_capacity(
+    State(db): State<Db>,
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    Body(set): Body<SetCapacity>,
+) -> Result<Response> {
+    let change = Change { weekly_hours: Some(set.weekly_hours), ..Change::default() };
+    apply(&db, id, &if_match, change).await
+}
+
+async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
+    let mut tx = db.write().await?;
+    lock(&mut tx, &[id]).await?;
+    let employee = find(&mut tx, id).await?;
+    if_match.require("employee", employee.version, &employee)?;
+    if !assignments::weeks_ahead(&mut tx, id).await?.is_empty() {
+        return Err(in_use());
+    }
+    let past = assignments::weeks_of_employee(&mut tx, id).await?;
+    let before = capacity_of(&mut tx, &past).await?;
+    assignments::delete_of_employee(&mut tx, id).await?;
+    tell(&mut tx, before).await?;
+    sqlx::query("delete from crewcast.employees where id = $1").bind(id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn apply(db: &Db, id: Uuid, if_match: &IfMatch, change: Change) -> Result<Response> {
+    let mut tx = db.write().await?;
+    lock(&mut tx, &[id]).await?;
+    let mut employee = find(&mut tx, id).await?;
+    if_match.require("employee", employee.version, &employee)?;
+    if change.apply(&mut employee).is_empty() {
+        return Ok(current(employee.version, employee));
+    }
+    let ahead = assignments::weeks_ahead(&mut tx, id).await?;
+    let before = capacity_of(&mut tx, &ahead).await?;
+    let employee = store(&mut tx, &employee).await?;
+    tell(&mut tx, before).await?;
+    tx.commit().await?;
+    Ok(current(employee.version, employee))
+}
+
+impl Change {
+    /// Changes the employee, and says which fields are not what they were.
+    fn apply(self, employee: &mut Employee) -> Changed {
+        let mut changed = Changed::default();
+        changed.set("name", &mut employee.name, self.name.map(Text::into_string));
+        changed.set("division", &mut employee.division, self.division.map(|division| division.to_string()));
+        changed.set("weeklyHours", &mut employee.weekly_hours, self.weekly_hours.map(Hours::number));
+        changed
+    }
+}
+
+fn no_such_division() -> Error {
+    Error::invalid_body("/division", "there is no such division")
+}
+
+fn in_use() -> Error {
+    Error::new(Code::InUse, "The employee has assignments in this week or later: move or delete those first.")
+}
+
+/// Locks employees, in the order that everybody locks them in: those of them that are there.
+pub(super) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+    let lock = sqlx::query_scalar("select id from crewcast.employees where id = any($1) order by id for no key update");
+    Ok(lock.bind(ids).fetch_all(conn).await?)
+}
+
+/// Locks everybody who has an assignment to a project, in the same order.
+pub(super) async fn lock_those_on(conn: &mut PgConnection, project_id: Uuid) -> Result<()> {
+    let employees = assignments::employees_of_project(conn, project_id).await?;
+    lock(conn, &employees).await.map(drop)
+}
+
+async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Employee> {
+    let employee = sqlx::query_as(
+        "select id, name, division, weekly_hours::float8 as weekly_hours, version
+         from crewcast.employees where id = $1",
+    )
+    .bind(id)
+    .fetch_optional(conn)
+    .await?;
+    employee.ok_or_else(Error::not_found)
+}
+
+async fn store(conn: &mut PgConnection, employee: &Employee) -> Result<Employee> {
+    sqlx::query_as(
+        "update crewcast.employees set name = $2, division = $3, weekly_hours = $4, version = version + 1
+         where id = $1
+         returning id, name, division, weekly_hours::float8 as weekly_hours, version",
+    )
+    .bind(employee.id)
+    .bind(&employee.name)
+    .bind(&employee.division)
+    .bind(employee.weekly_hours)
+    .fetch_one(conn)
+    .await
+    .on_constraint("employees_division", no_such_division)
+}

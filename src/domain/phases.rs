@@ -1,0 +1,263 @@
+//! Phases of a project: whoever edits the project makes, changes and deletes them; whoever reads it reads them.
+//!
+//! They are listed by `position`, and where two share one, the older goes first: moving a phase changes that phase
+//! alone. One that is made without a position goes to the end. A deleted project's phases are gone with it, and
+//! `project:deleted` says so for all of them.
+//!
+//! Events: `phase:created` and `phase:deleted` with the phase, `phase:updated` once for each field that changed; all to
+//! the project's room.
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::ETAG},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sqlx::PgConnection;
+use time::Date;
+use uuid::Uuid;
+
+use super::{Domain, projects, projects::Status};
+use crate::{
+    auth::Caller,
+    db::Db,
+    error::{Error, OnConstraint as _, Result},
+    ids::{Day, Room, Text},
+    log::NewEvent,
+    web::{Body, Changed, IfMatch, Page, Patch, PathArg, Query, Seen, current, etag, made, present},
+};
+
+/// The routes.
+pub(super) fn router() -> Router<Domain> {
+    Router::new()
+        .route("/projects/{id}/phases", get(list).post(make))
+        .route("/projects/{id}/phases/{phaseId}", get(read).patch(change).delete(delete))
+}
+
+/// A phase as it is answered and as its events carry it.
+#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Phase {
+    id: Uuid,
+    project_id: Uuid,
+    name: String,
+    status: String,
+    starts_on: Option<Date>,
+    ends_on: Option<Date>,
+    position: i32,
+    version: i64,
+}
+
+type Name = Text<1, 200>;
+
+/// A place among a project's phases: 0 to [`Place::MAX`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "i64")]
+struct Place(i32);
+
+impl Place {
+    const MAX: i32 = 1_000_000;
+}
+
+impl TryFrom<i64> for Place {
+    type Error = String;
+
+    fn try_from(given: i64) -> Result<Self, String> {
+        let place = i32::try_from(given).ok().filter(|place| (0..=Self::MAX).contains(place));
+        place.map(Self).ok_or_else(|| format!("must be from 0 to {}", Self::MAX))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Make {
+    name: Name,
+    #[serde(default)]
+    status: Status,
+    starts_on: Option<Day>,
+    ends_on: Option<Day>,
+    position: Option<Place>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Change {
+    #[serde(default, deserialize_with = "present")]
+    name: Option<Name>,
+    #[serde(default, deserialize_with = "present")]
+    status: Option<Status>,
+    #[serde(default)]
+    starts_on: Patch<Day>,
+    #[serde(default)]
+    ends_on: Patch<Day>,
+    #[serde(default, deserialize_with = "present")]
+    position: Option<Place>,
+}
+
+async fn list(
+    State(db): State<Db>,
+    caller: Caller,
+    PathArg(project_id): PathArg<Uuid>,
+    Query(page): Query<Page>,
+) -> Result<Response> {
+    let (position, id) = after(&page)?;
+    let mut read = db.read().await?;
+    projects::look(&mut read, &caller, project_id).await?;
+    let phases: Vec<Phase> = sqlx::query_as(
+        "select id, project_id, name, status, starts_on, ends_on, position, version
+         from crewcast.phases
+         where project_id = $1 and (position, id) > ($2, $3)
+         order by position, id limit $4",
+    )
+    .bind(project_id)
+    .bind(position)
+    .bind(id)
+    .bind(page.rows())
+    .fetch_all(&mut *read)
+    .await?;
+    let cursor = |phase: &Phase| format!("{}.{}", phase.position, phase.id);
+    Ok(Seen::at(&read, page.list(phases, cursor)).into_response())
+}
+
+async fn make(
+    State(db): State<Db>,
+    caller: Caller,
+    PathArg(project_id): PathArg<Uuid>,
+    Body(make): Body<Make>,
+) -> Result<Response> {
+    let mut tx = db.write().await?;
+    projects::edit(&mut tx, &caller, project_id).await?;
+    // The project is locked: no two go to the end at once. The end itself does not move on.
+    let phase: Phase = sqlx::query_as(
+        "insert into crewcast.phases (id, project_id, name, status, starts_on, ends_on, position)
+         values ($1, $2, $3, $4, $5, $6,
+                 coalesce($7, (select least(coalesce(max(position) + 1, 0), $8) from crewcast.phases where project_id = $2)))
+         returning id, project_id, name, status, starts_on, ends_on, position, version",
+    )
+    .bind(Uuid::now_v7())
+    .bind(project_id)
+    .bind(make.name.as_str())
+    .bind(make.status.as_str())
+    .bind(make.starts_on.map(Day::date))
+    .bind(make.ends_on.map(Day::date))
+    .bind(make.position.map(|place| place.0))
+    .bind(Place::MAX)
+    .fetch_one(&mut *tx)
+    .await
+    .on_constraint("phases_dates", dates_reversed)?;
+    tx.append(NewEvent::new("phase:created", rooms(&phase), phase.version, &phase));
+    tx.commit().await?;
+    Ok(made(format!("/v1/projects/{project_id}/phases/{}", phase.id), phase.version, phase))
+}
+
+async fn read(State(db): State<Db>, caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>) -> Result<Response> {
+    let mut read = db.read().await?;
+    projects::look(&mut read, &caller, ids.0).await?;
+    let phase = find(&mut read, ids).await?;
+    Ok(([(ETAG, etag(phase.version))], Seen::at(&read, phase)).into_response())
+}
+
+async fn change(
+    State(db): State<Db>,
+    caller: Caller,
+    PathArg(ids): PathArg<(Uuid, Uuid)>,
+    if_match: IfMatch,
+    Body(change): Body<Change>,
+) -> Result<Response> {
+    let mut tx = db.write().await?;
+    projects::edit(&mut tx, &caller, ids.0).await?;
+    let mut phase = find(&mut tx, ids).await?;
+    if_match.require("phase", phase.version, &phase)?;
+    let changed = change.apply(&mut phase);
+    if changed.is_empty() {
+        return Ok(current(phase.version, phase));
+    }
+    let phase = store(&mut tx, &phase).await?;
+    for (field, value) in changed.iter() {
+        let data = json!({
+            "projectId": ids.0, "phaseId": ids.1, "field": field, "newValue": value, "updatedBy": caller.sub,
+        });
+        tx.append(NewEvent::new("phase:updated", rooms(&phase), phase.version, &data));
+    }
+    tx.commit().await?;
+    Ok(current(phase.version, phase))
+}
+
+async fn delete(
+    State(db): State<Db>,
+    caller: Caller,
+    PathArg(ids): PathArg<(Uuid, Uuid)>,
+    if_match: IfMatch,
+) -> Result<StatusCode> {
+    let mut tx = db.write().await?;
+    projects::edit(&mut tx, &caller, ids.0).await?;
+    let mut phase = find(&mut tx, ids).await?;
+    if_match.require("phase", phase.version, &phase)?;
+    sqlx::query("delete from crewcast.phases where id = $1").bind(phase.id).execute(&mut *tx).await?;
+    phase.version += 1;
+    tx.append(NewEvent::new("phase:deleted", rooms(&phase), phase.version, &phase));
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Change {
+    /// Changes the phase, and says which fields are not what they were.
+    fn apply(self, phase: &mut Phase) -> Changed {
+        let mut changed = Changed::default();
+        changed.set("name", &mut phase.name, self.name.map(Text::into_string));
+        changed.set("status", &mut phase.status, self.status.map(|status| status.as_str().to_owned()));
+        changed.set("startsOn", &mut phase.starts_on, self.starts_on.map(Day::date).into_change());
+        changed.set("endsOn", &mut phase.ends_on, self.ends_on.map(Day::date).into_change());
+        changed.set("position", &mut phase.position, self.position.map(|place| place.0));
+        changed
+    }
+}
+
+fn rooms(phase: &Phase) -> Vec<String> {
+    vec![Room::Project(phase.project_id).to_string()]
+}
+
+fn dates_reversed() -> Error {
+    Error::invalid_body("/endsOn", "must not be before startsOn")
+}
+
+/// The place that a page begins behind, as a list gave it: `{position}.{id}`.
+fn after(page: &Page) -> Result<(i32, Uuid)> {
+    let Some(after) = page.after.as_deref() else { return Ok((-1, Uuid::nil())) };
+    let place = after.split_once('.').and_then(|(position, id)| Some((position.parse().ok()?, id.parse().ok()?)));
+    place.ok_or_else(Page::not_of_this_list)
+}
+
+/// A project's phase. Nobody else writes it while the project is locked.
+async fn find(conn: &mut PgConnection, (project_id, id): (Uuid, Uuid)) -> Result<Phase> {
+    let phase = sqlx::query_as(
+        "select id, project_id, name, status, starts_on, ends_on, position, version
+         from crewcast.phases where id = $1 and project_id = $2",
+    )
+    .bind(id)
+    .bind(project_id)
+    .fetch_optional(conn)
+    .await?;
+    phase.ok_or_else(Error::not_found)
+}
+
+async fn store(conn: &mut PgConnection, phase: &Phase) -> Result<Phase> {
+    sqlx::query_as(
+        "update crewcast.phases
+         set name = $2, status = $3, starts_on = $4, ends_on = $5, position = $6, version = version + 1
+         where id = $1
+         returning id, project_id, name, status, starts_on, ends_on, position, version",
+    )
+    .bind(phase.id)
+    .bind(&phase.name)
+    .bind(&phase.status)
+    .bind(phase.starts_on)
+    .bind(phase.ends_on)
+    .bind(phase.position)
+    .fetch_one(conn)
+    .await
+    .on_constraint("phases_dates", dates_reversed)
+}
