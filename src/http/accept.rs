@@ -22,15 +22,16 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::OwnedNotified, oneshot},
     time::{Instant, Sleep, sleep, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::{Counter, Gauge, Metrics};
 
 /// What hyper may hold for one connection: of its requests' heads, and of what its socket did not take yet.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -126,15 +127,10 @@ impl Acceptor {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.settings.head_timeout).max_buf_size(BUFFER_BYTES_MAX);
         let connection = builder.serve_connection(TokioIo::new(socket), TowerToHyperService::new(self.router.clone()));
-        let (phase, gauge) = (self.phase.clone(), self.metrics.connections.clone());
-        gauge.inc();
-        self.connections.spawn(async move {
-            if let Err(error) = run(connection, &phase).await {
-                tracing::debug!(%error, "a connection broke");
-            }
-            gauge.dec();
-            drop(place);
-        });
+        let changed = self.phase.changed.clone().notified_owned();
+        let phase = self.phase.clone();
+        let open = Open::new(self.metrics.connections.clone(), place);
+        self.connections.spawn(Serving { connection, phase, changed, seen: Phase::OPEN, listens: false, open });
     }
 }
 
@@ -142,7 +138,7 @@ impl Acceptor {
 #[derive(Debug, Default)]
 struct Phase {
     now: AtomicU8,
-    changed: Notify,
+    changed: Arc<Notify>,
 }
 
 impl Phase {
@@ -163,33 +159,66 @@ impl Phase {
     }
 }
 
-/// Runs a connection to its end, or to that of its phase.
-async fn run<S>(connection: http1::Connection<TokioIo<Watched>, S>, phase: &Phase) -> hyper::Result<()>
-where
-    S: hyper::service::HttpService<hyper::body::Incoming, ResBody = axum::body::Body>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    // Made before the phase is looked at: a change in between is not missed.
-    let (mut connection, mut changed) = (pin!(connection), pin!(phase.changed.notified()));
-    let (mut seen, mut listens) = (Phase::OPEN, false);
-    std::future::poll_fn(|cx| {
-        let now = phase.now();
+/// A connection's place, counted for as long as it is taken.
+struct Open {
+    gauge: Gauge,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Open {
+    fn new(gauge: Gauge, place: OwnedSemaphorePermit) -> Self {
+        gauge.inc();
+        Self { gauge, _place: place }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}
+
+pin_project! {
+    /// Runs a connection to its end, or to that of its phase. Written by hand: an async block would hold the connection
+    /// once for each function that it is handed to, and there are ten thousand.
+    struct Serving {
+        #[pin]
+        connection: http1::Connection<TokioIo<Watched>, TowerToHyperService<Router>>,
+        phase: Arc<Phase>,
+        // Made before the phase is looked at: a change in between is not missed.
+        #[pin]
+        changed: OwnedNotified,
+        seen: u8,
+        listens: bool,
+        open: Open,
+    }
+}
+
+impl Future for Serving {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut this = self.project();
+        let now = this.phase.now();
         if now == Phase::CUT {
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(());
         }
-        if now != seen {
-            seen = now;
-            connection.as_mut().graceful_shutdown();
-            changed.set(phase.changed.notified());
-            listens = false;
+        if now != *this.seen {
+            *this.seen = now;
+            this.connection.as_mut().graceful_shutdown();
+            this.changed.set(this.phase.changed.clone().notified_owned());
+            *this.listens = false;
         }
-        if !std::mem::replace(&mut listens, true) && changed.as_mut().poll(cx).is_ready() {
+        if !std::mem::replace(this.listens, true) && this.changed.poll(cx).is_ready() {
             // It changed once more just now: look again.
             cx.waker().wake_by_ref();
         }
-        connection.as_mut().poll(cx)
-    })
-    .await
+        let ended = ready!(this.connection.poll(cx));
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection broke");
+        }
+        Poll::Ready(())
+    }
 }
 
 fn is_about_one_connection(error: &io::Error) -> bool {

@@ -138,7 +138,7 @@ enum Source {
     /// The mailbox.
     Live,
     /// These events, then what comes after them.
-    Past(Chapter, Next),
+    Past(Box<(Chapter, Next)>),
     /// A place to begin anew from.
     Anew(Pin<Box<dyn Future<Output = ()> + Send>>, Reset),
     Ended,
@@ -260,14 +260,12 @@ impl Session {
     /// Adds what is there, until the chunk is full or nothing is ready.
     fn fill(&mut self, chunk: &mut Chunk, cx: &mut Context<'_>) {
         loop {
-            let added = self.own.iter().take_while(|frame| chunk.add(frame)).count();
-            self.own.drain(..added);
-            if !self.own.is_empty() {
+            if !self.fill_own(chunk) {
                 return;
             }
             let filled = match self.source {
                 Source::Live => self.fill_live(chunk, cx),
-                Source::Past(..) => self.fill_past(chunk, cx),
+                Source::Past(_) => self.fill_past(chunk, cx),
                 Source::Anew(..) => self.begin_anew(cx),
                 Source::Ended => return,
             };
@@ -275,6 +273,18 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// Adds the stream's own frames; whether all of them fitted.
+    fn fill_own(&mut self, chunk: &mut Chunk) -> bool {
+        if self.own.is_empty() {
+            return true;
+        }
+        let added = self.own.iter().take_while(|frame| chunk.add(frame)).count();
+        self.own.drain(..added);
+        // They are rare: no memory is kept for the next ones.
+        self.own.shrink_to_fit();
+        self.own.is_empty()
     }
 
     fn fill_live(&mut self, chunk: &mut Chunk, cx: &Context<'_>) -> Poll<()> {
@@ -300,7 +310,8 @@ impl Session {
             self.close(closing);
             return Poll::Ready(());
         }
-        let Source::Past(chapter, next) = &mut self.source else { return Poll::Ready(()) };
+        let Source::Past(past) = &mut self.source else { return Poll::Ready(()) };
+        let (chapter, next) = past.as_mut();
         while let Some(delivery) = chapter.events.as_slice().first() {
             if self.types.passes(&delivery.live.kind) && !chunk.add_event(&delivery.frame(), delivery.live.appended) {
                 return Poll::Pending;
@@ -466,7 +477,7 @@ fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached) -> Result
         Attached::Ring { missed, more } => {
             seat.hub.metrics.replays.count("source", "ring");
             let chapter = Chapter { events: missed.into_iter(), end: None };
-            Ok(Source::Past(chapter, if more { Next::Attach } else { Next::Live }))
+            Ok(Source::Past(Box::new((chapter, if more { Next::Attach } else { Next::Live }))))
         }
         Attached::Log => Ok(from_log(seat, seat.readers(at, tail), tail)),
         Attached::Reset(reset) => Err(reset),
@@ -477,7 +488,7 @@ fn from_log(seat: &Seat, readers: Vec<Reader>, tail: &Tail) -> Source {
     seat.hub.metrics.replays.count("source", "log");
     let pages = past::pages(seat.hub.clone(), readers);
     let chapter = Chapter { events: Vec::new().into_iter(), end: None };
-    Source::Past(chapter, Next::Log(pages, tail.at.clone()))
+    Source::Past(Box::new((chapter, Next::Log(pages, tail.at.clone()))))
 }
 
 /// Begins at the tail of a read that begins from now on, and says why.
