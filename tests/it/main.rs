@@ -2,11 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
+mod bounds;
 mod buffers;
 mod cli;
+mod drain;
 mod embedded;
 mod first;
 mod input;
+mod load;
 mod model;
 mod reset;
 mod restore;
