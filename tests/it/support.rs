@@ -161,7 +161,7 @@ impl Client {
     }
 
     /// What `/stats` says once it says this.
-    pub async fn stats_when(&self, said: impl Fn(&Value) -> bool) -> Value {
+    pub async fn stats_when(&self, mut said: impl FnMut(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let asking = async {
             while !said(&last) {
@@ -177,7 +177,10 @@ impl Client {
     pub async fn metrics(&self) -> std::collections::BTreeMap<String, f64> {
         let text = self.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
-        samples.filter_map(|line| line.rsplit_once(' ')).map(|(name, n)| (name.to_owned(), n.parse().unwrap())).collect()
+        samples
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, n)| (name.to_owned(), n.parse().unwrap()))
+            .collect()
     }
 
     /// A new project in a division, which is made if need be: its id.
