@@ -7,7 +7,8 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::{Pin, pin},
+    os::fd::AsFd as _,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -89,12 +90,10 @@ impl Acceptor {
                 accepted = self.accept() => self.serve(accepted),
             }
         };
-        // Who was let in by the kernel is served.
-        while let Poll::Ready(accepted) = poll_once(pin!(self.accept())) {
-            self.serve(accepted);
+        let (phase, connections) = (self.phase.clone(), self.connections.clone());
+        if let Err(error) = self.serve_the_last() {
+            tracing::warn!(%error, "connections that were made at the end are lost");
         }
-        let Self { listener, phase, connections, .. } = self;
-        drop(listener);
         sleep(LINGER).await;
         phase.enter(Phase::CLOSING);
         connections.close();
@@ -102,6 +101,24 @@ impl Acceptor {
         phase.enter(Phase::CUT);
         connections.wait().await;
         is_done
+    }
+
+    /// Serves who was let in by the kernel, then stops listening. The kernel is asked itself: of a connection that was made
+    /// just now the runtime learns only later.
+    fn serve_the_last(self) -> io::Result<()> {
+        let kernel = std::net::TcpListener::from(self.listener.as_fd().try_clone_to_owned()?);
+        while let Ok(place) = self.places.clone().try_acquire_owned() {
+            match kernel.accept() {
+                Ok((socket, _)) => {
+                    socket.set_nonblocking(true)?;
+                    self.serve((TcpStream::from_std(socket)?, place));
+                }
+                Err(error) if is_about_one_connection(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     async fn accept(&self) -> (TcpStream, OwnedSemaphorePermit) {
@@ -226,10 +243,6 @@ fn is_about_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-fn poll_once<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
-    future.poll(&mut Context::from_waker(std::task::Waker::noop()))
-}
-
 /// A socket that breaks once it has taken not one byte for too long of what was there to write.
 ///
 /// The kernel takes bytes into its own buffers first, some megabytes of them, so that only what comes after those is
@@ -247,16 +260,34 @@ impl Watched {
         Self { socket, stall_timeout, stalled: None, cut }
     }
 
-    /// What became of a write: one that waits for too long is an error.
-    fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// What became of a write of `bytes`: one that waits for too long is an error.
+    fn watch(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
         }
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall_timeout)));
         ready!(stalled.as_mut().poll(cx));
-        self.cut.inc();
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the socket took nothing for stall-timeout")))
+        self.stalled = None;
+        match self.write_unasked(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.cut.inc();
+                let message = "the socket took nothing for stall-timeout";
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+            }
+            written => Poll::Ready(written),
+        }
+    }
+
+    /// Writes to a socket that the kernel does not call writable: it waits with that until a third of its buffer is free,
+    /// which a client that reads slowly may need minutes for, and takes single bytes long before.
+    fn write_unasked(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(nix::unistd::write(&self.socket, bytes)?)
     }
 }
 
@@ -282,7 +313,7 @@ impl AsyncRead for Watched {
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.watch(cx, written)
+        self.watch(cx, bytes, written)
     }
 
     fn poll_write_vectored(
@@ -291,11 +322,12 @@ impl AsyncWrite for Watched {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut joined = [0; JOINED_BYTES_MAX];
-        let written = match join(bytes, &mut joined) {
-            Some(joined) => Pin::new(&mut self.socket).poll_write(cx, joined),
-            None => Pin::new(&mut self.socket).poll_write_vectored(cx, bytes),
-        };
-        self.watch(cx, written)
+        if let Some(joined) = join(bytes, &mut joined) {
+            return self.poll_write(cx, joined);
+        }
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bytes);
+        let first = bytes.iter().find(|bytes| !bytes.is_empty()).map_or(&[][..], |bytes| &**bytes);
+        self.watch(cx, first, written)
     }
 
     fn is_write_vectored(&self) -> bool {

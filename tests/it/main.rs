@@ -2,14 +2,17 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
+mod bounds;
 mod buffers;
 mod capacity;
 mod cli;
+mod drain;
 mod embedded;
 mod first;
 mod input;
 mod joins;
 mod jwks;
+mod load;
 mod model;
 mod phases;
 mod projects;

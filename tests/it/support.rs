@@ -157,6 +157,34 @@ impl Client {
         (cursor, response.json().await.unwrap())
     }
 
+    /// What `/stats` says now.
+    pub async fn stats(&self) -> Value {
+        self.request(Method::GET, "/stats").send().await.unwrap().json().await.unwrap()
+    }
+
+    /// What `/stats` says once it says this.
+    pub async fn stats_when(&self, mut said: impl FnMut(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        let asking = async {
+            while !said(&last) {
+                last = self.stats().await;
+            }
+        };
+        let asked = tokio::time::timeout(PATIENCE, asking).await;
+        asked.unwrap_or_else(|_| panic!("not what was waited for: {last}"));
+        last
+    }
+
+    /// What `/metrics` says now: each sample by its name and labels, as they stand in the text.
+    pub async fn metrics(&self) -> std::collections::BTreeMap<String, f64> {
+        let text = self.request(Method::GET, "/metrics").send().await.unwrap().text().await.unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        samples
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(name, n)| (name.to_owned(), n.parse().unwrap()))
+            .collect()
+    }
+
     /// A new project in a division, which is made if need be: its id.
     pub async fn project(&self, division: &str) -> String {
         self.send(Method::PUT, &format!("/v1/divisions/{division}"), serde_json::json!({ "name": division })).await;
