@@ -136,7 +136,7 @@ metrics! {
     deliveries: Counter = "Events handed to a stream's socket";
     writes: Counter = "Pieces in which they were handed over: events that wait go out together";
     delivered: Counter in Bytes = "Bytes handed to the streams' sockets";
-    delivery_lag: Seconds in Seconds = "From an event's append to a socket, taken from each piece's last event";
+    delivery_lag: Seconds in Seconds = "From an event's append to a socket, taken from the last event of every sixteenth piece";
 
     postgres_reachable: Gauge = "1 while Postgres answers, else 0";
     postgres_connections: Gauge = "Connections to Postgres that are open";

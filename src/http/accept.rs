@@ -292,7 +292,7 @@ impl Watched {
 }
 
 /// Pieces that are written as one when they have no more bytes: copying so few costs less than the system's call for many.
-const JOINED_BYTES_MAX: usize = 1024;
+const JOINED_BYTES_MAX: usize = 512;
 
 /// The pieces one after the other, if they fit.
 fn join<'a>(pieces: &[io::IoSlice<'_>], joined: &'a mut [u8; JOINED_BYTES_MAX]) -> Option<&'a [u8]> {

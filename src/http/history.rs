@@ -106,7 +106,7 @@ impl History {
     async fn stretch(&mut self, conn: &mut PgConnection, limit: usize, items: &mut Vec<EventFrame>) -> Result<()> {
         let mut reader = self.reader(conn).await?;
         loop {
-            let page = reader.page(conn, log::PAGE_MAX).await?;
+            let page = reader.page(conn).await?;
             let end = page.events.len();
             for (nth, event) in page.events.into_iter().enumerate() {
                 let is_end = page.last && nth + 1 == end;

@@ -42,7 +42,10 @@ use std::{
 };
 
 use time::OffsetDateTime;
-use tokio::sync::{Notify, Semaphore, broadcast, watch};
+use tokio::{
+    sync::{Notify, Semaphore, broadcast, watch},
+    time::Instant,
+};
 
 use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
@@ -115,6 +118,7 @@ struct Live {
     seq: i64,
     xact: u64,
     appended: OffsetDateTime,
+    routed: Instant,
     kind: String,
     rooms: Vec<String>,
     /// The position after it.
@@ -127,7 +131,8 @@ impl Live {
     fn new(read: u64, event: Event, at: Position) -> Self {
         let encoded = Encoded::new(&event.kind, &at.to_string(), &event.data);
         let Event { seq, xact, at: appended, kind, rooms, .. } = event;
-        Self { read, seq, xact: xact.unsigned_abs(), appended, kind, rooms, at, encoded }
+        let (xact, routed) = (xact.unsigned_abs(), Instant::now());
+        Self { read, seq, xact, appended, routed, kind, rooms, at, encoded }
     }
 
     /// The memory that it takes, in bytes.

@@ -6,7 +6,7 @@ use tokio_stream::Stream;
 
 use super::{Hub, Live, ring::Delivery, session::Reset};
 use crate::{
-    log::{LogError, PAGE_MAX, Page, Position, Reader},
+    log::{LogError, Page, Position, Reader},
     metrics::Gauge,
 };
 
@@ -28,21 +28,16 @@ pub(super) struct Chapter {
 pub(super) fn pages(hub: Arc<Hub>, readers: Vec<Reader>) -> Pages {
     Box::pin(async_stream::stream! {
         for mut reader in readers {
-            let mut size = PAGE_MAX;
             loop {
-                match page(&hub, &mut reader, size).await {
-                    Ok(page) => {
-                        size = next_size(&page, hub.settings.queue_bytes);
-                        let last = page.last;
-                        yield Ok(chapter(&reader, page));
-                        if last {
-                            break;
-                        }
-                    }
-                    Err(reset) => {
-                        yield Err(reset);
-                        return;
-                    }
+                let page = page(&hub, &mut reader).await;
+                let is_last = page.as_ref().is_ok_and(|page| page.last);
+                let is_end = page.is_err();
+                yield page.map(|page| chapter(&reader, page));
+                if is_end {
+                    return;
+                }
+                if is_last {
+                    break;
                 }
             }
         }
@@ -50,9 +45,9 @@ pub(super) fn pages(hub: Arc<Hub>, readers: Vec<Reader>) -> Pages {
 }
 
 /// The next page, however long Postgres takes to answer.
-async fn page(hub: &Hub, reader: &mut Reader, size: i64) -> Result<Page, Reset> {
+async fn page(hub: &Hub, reader: &mut Reader) -> Result<Page, Reset> {
     loop {
-        match hub.read_log(async |conn| reader.page(conn, size).await).await {
+        match hub.read_log(async |conn| reader.page(conn).await).await {
             Ok(page) => {
                 hub.metrics.log_pages.inc();
                 return Ok(page);
@@ -63,13 +58,6 @@ async fn page(hub: &Hub, reader: &mut Reader, size: i64) -> Result<Page, Reset> 
         }
         tokio::time::sleep(PAGE_RETRY).await;
     }
-}
-
-/// As many events as would have fitted, were they as large as these.
-fn next_size(page: &Page, bytes_max: usize) -> i64 {
-    let bytes: usize = page.events.iter().map(|event| event.data.len()).sum();
-    let fitting = (page.events.len() * bytes_max).checked_div(bytes).unwrap_or(usize::MAX);
-    i64::try_from(fitting).unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX)
 }
 
 fn chapter(reader: &Reader, page: Page) -> Chapter {

@@ -13,7 +13,7 @@ use super::{Hub, HubSettings, Live, Routed, Tail, route::route};
 use crate::{
     db::Db,
     log::{
-        self, Event, FRESH_MAX, LogError, Now, PAGE_MAX, Page, Position, Reader, Reading, Scope,
+        self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
         retention,
     },
@@ -163,7 +163,7 @@ impl Pump {
             .expect("the new position is another one and includes the last");
         let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
         // Announced only once its first events are here: a read that fails before that has never been.
-        let page = match reader.page(conn, PAGE_MAX).await {
+        let page = match reader.page(conn).await {
             Err(LogError::TooOld) => {
                 self.jump(&now, asked);
                 return Ok(());
@@ -215,7 +215,7 @@ impl Pump {
             self.make_room().await;
             let page = match next.take() {
                 Some(page) => page,
-                None => reader.page(conn, PAGE_MAX).await?,
+                None => reader.page(conn).await?,
             };
             if !page.events.is_empty() {
                 self.proof = page.events.iter().map(Proof::from).collect();

@@ -125,6 +125,17 @@ impl Seat {
         Attached::Ring { missed, more }
     }
 
+    /// Counts where a stream reads from that has missed something.
+    pub(super) fn count(&self, attached: &Attached) {
+        let source = match attached {
+            Attached::Ring { missed, .. } if missed.is_empty() => return,
+            Attached::Ring { .. } => "ring",
+            Attached::Log => "log",
+            Attached::Reset(_) => return,
+        };
+        self.hub.metrics.replays.count("source", source);
+    }
+
     /// As many as a mailbox would hold, and whether that is all.
     fn first_of(&self, mut missed: Vec<Delivery>) -> (Vec<Delivery>, bool) {
         let mut bytes = 0;
@@ -149,7 +160,9 @@ impl Seat {
     /// The reads of the log that lead from a position to the tail.
     pub(super) fn readers(&self, from: &Position, tail: &Tail) -> Vec<Reader> {
         let (scope, bytes_max) = (Scope::Rooms(self.rooms.to_vec()), self.hub.settings.event_bytes_max);
-        let reader = |(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max);
+        let page_bytes = self.hub.settings.queue_bytes;
+        let reader =
+            |(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max).in_pages_of(page_bytes);
         log::legs(from, tail.at.base()).into_iter().map(reader).collect()
     }
 }

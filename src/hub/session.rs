@@ -35,6 +35,9 @@ use crate::{
 /// How long a client waits before it comes back, when nothing says otherwise, in milliseconds.
 pub(super) const RETRY_MS: u64 = 2000;
 
+/// Of so many pieces one is taken into the lag's account: looking at the clock and adding cost more than they tell.
+const LAG_EVERY: u64 = 16;
+
 /// How long a new stream waits for the pump to look at the log.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -118,7 +121,7 @@ pub struct Session {
     timer: Pin<Box<Sleep>>,
     /// Who the timer wakes: it is asked only when it may have something to say.
     timed: Option<Waker>,
-    /// When a chunk was handed over last.
+    /// When something was handed over last; of a live event, when it was routed, which saves a look at the clock.
     quiet_since: Instant,
     expires: Expiry,
     /// Why it ended; none while it runs, and when the client left.
@@ -244,12 +247,13 @@ impl Session {
     }
 
     fn handed_over(&mut self, chunk: Chunk) -> Bytes {
-        self.quiet_since = Instant::now();
         let metrics = &self.seat.hub.metrics;
-        metrics.writes.inc();
+        let nth = metrics.writes.inc();
         metrics.deliveries.inc_by(chunk.events());
         metrics.delivered.inc_by(chunk.len() as u64);
-        if let Some(appended) = chunk.appended() {
+        if let Some(appended) = chunk.appended()
+            && nth.is_multiple_of(LAG_EVERY)
+        {
             // The clock of Postgres, which may be ahead of ours.
             let lag = Duration::try_from(OffsetDateTime::now_utc() - appended).unwrap_or_default();
             metrics.delivery_lag.observe(lag);
@@ -282,18 +286,19 @@ impl Session {
         }
         let added = self.own.iter().take_while(|frame| chunk.add(frame)).count();
         self.own.drain(..added);
+        self.quiet_since = Instant::now();
         // They are rare: no memory is kept for the next ones.
         self.own.shrink_to_fit();
         self.own.is_empty()
     }
 
     fn fill_live(&mut self, chunk: &mut Chunk, cx: &Context<'_>) -> Poll<()> {
-        let (at, read) = (&mut self.at, &mut self.read);
+        let (at, read, quiet_since) = (&mut self.at, &mut self.read, &mut self.quiet_since);
         let taken = self.seat.mailbox.take(cx, |live| {
             let fits = chunk.add_event(live.encoded.bytes(), live.appended);
             if fits {
                 at.clone_from(&live.at);
-                *read = live.read;
+                (*read, *quiet_since) = (live.read, live.routed);
             }
             fits
         });
@@ -310,6 +315,7 @@ impl Session {
             self.close(closing);
             return Poll::Ready(());
         }
+        self.quiet_since = Instant::now();
         let Source::Past(past) = &mut self.source else { return Poll::Ready(()) };
         let (chapter, next) = past.as_mut();
         while let Some(delivery) = chapter.events.as_slice().first() {
@@ -337,6 +343,9 @@ impl Session {
     /// Goes back to history: what the mailbox held is there.
     fn attach(&mut self) {
         let (tail, attached) = self.seat.attach(&self.at, None);
+        if matches!(self.source, Source::Live) {
+            self.seat.count(&attached);
+        }
         self.read = tail.read;
         match source(&self.seat, &self.at, &tail, attached) {
             Ok(source) => self.source = source,
@@ -435,6 +444,7 @@ async fn judge(seat: &Seat, last_event_id: Option<&str>) -> Result<(Arc<Tail>, S
         timeout(CATCH_UP_TIMEOUT, seat.hub.catch_up()).await.map_err(|_| out_of_reach())?;
     }
     let (tail, attached) = seat.attach(&at, Some(seat.hub.settings.replay_events_max));
+    seat.count(&attached);
     let source = match attached {
         Attached::Log => count(seat, &at, &tail).await?,
         attached => source(seat, &at, &tail, attached),
@@ -475,7 +485,6 @@ fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached) -> Result
     match attached {
         Attached::Ring { missed, more: false } if missed.is_empty() => Ok(Source::Live),
         Attached::Ring { missed, more } => {
-            seat.hub.metrics.replays.count("source", "ring");
             let chapter = Chapter { events: missed.into_iter(), end: None };
             Ok(Source::Past(Box::new((chapter, if more { Next::Attach } else { Next::Live }))))
         }
@@ -485,7 +494,6 @@ fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached) -> Result
 }
 
 fn from_log(seat: &Seat, readers: Vec<Reader>, tail: &Tail) -> Source {
-    seat.hub.metrics.replays.count("source", "log");
     let pages = past::pages(seat.hub.clone(), readers);
     let chapter = Chapter { events: Vec::new().into_iter(), end: None };
     Source::Past(Box::new((chapter, Next::Log(pages, tail.at.clone()))))

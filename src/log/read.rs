@@ -9,6 +9,9 @@ use super::{Event, LogError, Position, Reading, Snapshot, bounds, event::event_c
 /// Rows of a page: with payloads of at most `event-bytes-max` this bounds what a reader holds.
 pub const PAGE_MAX: i64 = 256;
 
+/// Rows of the first page of a read that is bounded in bytes: how large its events are is not known yet.
+const FIRST_PAGE: usize = 64;
+
 /// Numbers of events fetched at once when their count is not bounded otherwise: 256 KiB of them.
 pub const KEYS_MAX: i64 = 32_768;
 
@@ -34,6 +37,9 @@ pub struct Reader {
     /// The seq up to which numbers were fetched; `None` once all were.
     keys_after: Option<i64>,
     bytes_max: i64,
+    page_bytes: usize,
+    /// Events of the next page: as many as would have fitted into the page before.
+    page_events: usize,
 }
 
 /// Some events of a read, in seq order.
@@ -95,7 +101,15 @@ impl Reader {
     pub fn resume(reading: Reading, after: i64, scope: Scope, bytes_max: u64) -> Self {
         let ranges = reading.to().minus(reading.from());
         let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
-        Self { reading, scope, ranges, after, keys: VecDeque::new(), keys_after: Some(after), bytes_max }
+        let (keys, keys_after) = (VecDeque::new(), Some(after));
+        let page_events = PAGE_MAX as usize;
+        Self { reading, scope, ranges, after, keys, keys_after, bytes_max, page_bytes: usize::MAX, page_events }
+    }
+
+    /// The same read, in pages of rooms' events that hold no more payload than this, but one event at least.
+    #[must_use]
+    pub fn in_pages_of(self, page_bytes: usize) -> Self {
+        Self { page_bytes, page_events: FIRST_PAGE, ..self }
     }
 
     /// The two ends of the read.
@@ -119,21 +133,20 @@ impl Reader {
         Ok(Some(count))
     }
 
-    /// The next events, at most `size` and [`PAGE_MAX`] of them. Reading on after the last page gives empty pages.
+    /// The next events, at most [`PAGE_MAX`] of them. Reading on after the last page gives empty pages.
     ///
     /// # Errors
     /// [`LogError::TooOld`] when the floor has passed the position that the read began at, [`LogError::Foreign`] when the
     /// log has another epoch: nothing of the page may be used then.
-    pub async fn page(&mut self, conn: &mut PgConnection, size: i64) -> Result<Page, LogError> {
-        let size = size.clamp(1, PAGE_MAX);
+    pub async fn page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
         let page = match &self.scope {
             Scope::All(xacts) => {
                 let statement = sqlx::query(TRANSACTIONS).bind(self.bytes_max).bind(xacts).bind(self.after);
-                let rows = statement.bind(size).fetch_all(conn).await?;
+                let rows = statement.bind(PAGE_MAX).fetch_all(conn).await?;
                 let events = self.checked(&rows)?;
-                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < size), events }
+                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX), events }
             }
-            Scope::Rooms(_) => self.page_of_rooms(conn, size).await?,
+            Scope::Rooms(_) => self.page_of_rooms(conn).await?,
         };
         if let Some(event) = page.events.last() {
             self.after = event.seq;
@@ -141,7 +154,7 @@ impl Reader {
         Ok(page)
     }
 
-    async fn page_of_rooms(&mut self, conn: &mut PgConnection, size: i64) -> Result<Page, LogError> {
+    async fn page_of_rooms(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
         if let (true, Some(after)) = (self.keys.is_empty(), self.keys_after) {
             self.after = after;
             let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
@@ -149,16 +162,30 @@ impl Reader {
             self.keys_after = keys.last().copied().filter(|_| more);
             self.keys = keys.into();
         }
-        let page: Vec<i64> = self.keys.iter().copied().take(size.unsigned_abs() as usize).collect();
+        let page: Vec<i64> = self.keys.iter().copied().take(self.page_events).collect();
         let rows = sqlx::query(BODIES).bind(self.bytes_max).bind(&page).fetch_all(conn).await?;
-        let events = self.checked(&rows)?;
+        let mut events = self.checked(&rows)?;
         if events.len() != page.len() {
             return Err(LogError::TooOld);
         }
+        self.fit(&mut events);
         // Only now: a page that Postgres did not answer for is asked for again.
-        self.keys.drain(..page.len());
+        self.keys.drain(..events.len());
         let events = events.into_iter().filter(|event| self.wants(event)).collect();
         Ok(Page { events, last: self.keys.is_empty() && self.keys_after.is_none() })
+    }
+
+    /// Cuts a page to the payload that it may hold, and says how many events the next one asks for.
+    fn fit(&mut self, events: &mut Vec<Event>) {
+        let sizes = events.iter().scan(0, |sum, event| {
+            *sum += event.data.len();
+            Some(*sum)
+        });
+        let fitting = sizes.take_while(|bytes| *bytes <= self.page_bytes).count().max(1);
+        let is_cut = fitting < events.len();
+        events.truncate(fitting);
+        let most = if is_cut { fitting } else { 2 * self.page_events };
+        self.page_events = most.clamp(1, PAGE_MAX as usize);
     }
 
     async fn keys(&self, conn: &mut PgConnection, each: i64, all: i64) -> Result<Vec<i64>, LogError> {
