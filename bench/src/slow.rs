@@ -26,6 +26,8 @@ const STALLED: usize = 20;
 const BATCH: u64 = 4;
 const EVERY: Duration = Duration::from_millis(20);
 const PAD: usize = 3900;
+/// Full before anybody stalls, so that what grows then is what the stalled ones cost.
+const RING: &str = "--ring-bytes=8MiB";
 /// Longer than what the sockets' buffers hold at that rate.
 const STALL_SECONDS: u64 = 15;
 
@@ -54,7 +56,10 @@ pub(crate) fn slow_readers(bench: &Bench) -> Result<Vec<Row>> {
         note,
     };
     let seconds = bench.seconds(STALL_SECONDS).as_secs();
-    let load = format!("{STREAMS} streams × {} KB/s, {STALLED} stop for {seconds} s", short(seen.rate / 1e3));
+    let load = format!(
+        "{STREAMS} streams × {} KB/s, {STALLED} stop for {seconds} s; {RING}, full before",
+        short(seen.rate / 1e3)
+    );
     let others = "while some stall and catch up; baseline: the same streams before; from SQL, found within 5 ms";
     Ok(vec![
         row("growth of the server's memory", "MB", seen.grown / 1e6, None, Bar::AtMost(10.0), load),
@@ -78,7 +83,7 @@ pub(crate) fn slow_readers(bench: &Bench) -> Result<Vec<Row>> {
 }
 
 fn stall(bench: &Bench) -> Result<Seen> {
-    let server = Ours::start(&bench.place, "data", &["--poll=5ms"])?;
+    let server = Ours::start(&bench.place, "data", &["--poll=5ms", RING])?;
     let mut fleet = Contestant::Ours.fleet()?;
     fleet.open(&server.process.address, Contestant::Ours.requests(bench, STREAMS, 1))?;
     fleet.set_slow(STALLED)?;

@@ -28,11 +28,20 @@ impl Chunk {
             return true;
         }
         if self.joined.is_empty() {
-            self.joined.reserve(CHUNK_BYTES_MAX.min(4 * (self.only.len() + frame.len())));
+            self.make_room(self.only.len() + frame.len());
             self.joined.extend_from_slice(&self.only);
         }
+        self.make_room(frame.len());
         self.joined.extend_from_slice(frame);
         true
+    }
+
+    /// Grows in large steps: a few frames need little, and a replay fills the chunk.
+    fn make_room(&mut self, bytes: usize) {
+        let wanted = self.joined.len() + bytes;
+        if wanted > self.joined.capacity() {
+            self.joined.reserve((4 * wanted).min(CHUNK_BYTES_MAX) - self.joined.len());
+        }
     }
 
     /// Adds an event's frame, if there is room.
