@@ -87,10 +87,10 @@ impl Server {
     pub async fn start(config: Config, say: impl Fn(&str) + Send + Sync + 'static) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let socket = bind(config.listen)?;
+        let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
         let (verifier, fetcher) = verifier(&config, &say)?;
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
-        let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
         let metrics = Arc::new(Metrics::default());
         metrics.postgres_connections_max.set(config.database.database_connections.into());
         let db = Db::new(options, config.database.database_connections);
@@ -119,8 +119,9 @@ impl Server {
     pub async fn stop(self) {
         let limits = &self.app.config.limits;
         let deadline = Instant::now() + limits.drain_deadline;
+        let spread = limits.drain_spread.min(limits.drain_deadline / 2);
         self.app.draining.cancel();
-        let drained = timeout_at(deadline, self.app.hub.drain(limits.drain_spread)).await.is_ok();
+        let drained = timeout_at(deadline, self.app.hub.drain(spread)).await.is_ok();
         let served = self.closing.send(deadline).is_ok() && self.serving.await.unwrap_or(false);
         if !(drained && served) {
             tracing::warn!("streams or requests were cut at the drain deadline");

@@ -123,7 +123,8 @@ pub struct Limits {
     /// Longest time from SIGTERM to the end of the process
     #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,
-    /// How long the streams' ends are spread over after SIGTERM, so that they do not all come back at once
+    /// How long the streams' ends are spread over after SIGTERM, so that they do not all come back
+    /// at once; half of drain-deadline at most
     #[arg(long, env = "CREWCAST_DRAIN_SPREAD", default_value = "10s", value_parser = duration)]
     pub drain_spread: Duration,
     /// How often a position is noted for the log's floor
