@@ -315,12 +315,14 @@ impl Session {
             self.close(closing);
             return Poll::Ready(());
         }
-        self.quiet_since = Instant::now();
         let Source::Past(past) = &mut self.source else { return Poll::Ready(()) };
         let (chapter, next) = past.as_mut();
         while let Some(delivery) = chapter.events.as_slice().first() {
-            if self.types.passes(&delivery.live.kind) && !chunk.add_event(&delivery.frame(), delivery.live.appended) {
-                return Poll::Pending;
+            if self.types.passes(&delivery.live.kind) {
+                if !chunk.add_event(&delivery.frame(), delivery.live.appended) {
+                    return Poll::Pending;
+                }
+                self.quiet_since = Instant::now();
             }
             self.at.clone_from(delivery.at());
             chapter.events.next();
