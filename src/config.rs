@@ -1,8 +1,9 @@
 //! Settings: each a flag and an environment variable of the same name.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
+use reqwest::Url;
 
 use crate::auth::jwks;
 
@@ -15,6 +16,9 @@ pub struct Config {
     /// Name of this node, as streams are told it [default: the process id]
     #[arg(long, env = "CREWCAST_NODE")]
     pub node: Option<String>,
+    /// Origins whose pages may call, each exactly as a browser names it: https://app.example.com,https://ops.example.com
+    #[arg(long, env = "CREWCAST_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origins: Vec<Origin>,
     /// Tokens.
     #[command(flatten)]
     pub keys: Keys,
@@ -145,6 +149,31 @@ impl Limits {
     }
 }
 
+/// Where a page comes from, as a browser says it in `Origin`: a scheme, a host, and a port that is not the scheme's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin(String);
+
+impl Origin {
+    /// The text that browsers send.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Origin {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // Browsers send no other spelling: one that differs would never match.
+        let is_exact = |url: &Url| url.origin().is_tuple() && url.origin().ascii_serialization() == text;
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https")).filter(is_exact);
+        url.map(|_| Self(text.to_owned())).ok_or(
+            "write an origin as browsers do, such as https://app.example.com or http://localhost:5173: in lower case, \
+             without a path, a slash at the end, a port that goes without saying, or a star",
+        )
+    }
+}
+
 /// Text that no log and no error may show.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
@@ -179,4 +208,23 @@ fn size(text: &str) -> Result<u64, String> {
     size.map(|size| size.as_u64())
         .filter(|bytes| (1..=1 << 40).contains(bytes))
         .ok_or_else(|| "write a size like 512, 64KiB or 1MiB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_spelt_as_browsers_spell_it() {
+        for good in ["https://app.example.com", "http://localhost:5173", "https://[::1]:8443", "http://127.0.0.1"] {
+            assert_eq!(good.parse::<Origin>().unwrap().as_str(), good);
+        }
+        for bad in [
+            "*", "", "null", "app.example.com", "https://", "https://*.example.com/", "https://app.example.com/",
+            "https://App.example.com", "https://app.example.com:443", "http://a:80", "https://a/b", "https://a?b",
+            "https://u@a", "ftp://a", "file:///a", "https://a b", "https://a,https://b",
+        ] {
+            assert!(bad.parse::<Origin>().is_err(), "{bad}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The router: the only place where the domain and the machine meet.
 
 pub mod accept;
+mod cors;
 mod figures;
 mod history;
 mod stream;
@@ -46,6 +47,7 @@ pub fn router(app: App) -> Router {
         .layer(from_fn(problem::render))
         .layer(from_fn_with_state(app.metrics.clone(), figures::count))
         .layer(from_fn(request::identify))
+        .layer(cors::layer(&app.config.cors_origins))
         .layer(from_fn_with_state(app, close_while_draining))
 }
 
