@@ -220,9 +220,23 @@ mod tests {
             assert_eq!(good.parse::<Origin>().unwrap().as_str(), good);
         }
         for bad in [
-            "*", "", "null", "app.example.com", "https://", "https://*.example.com/", "https://app.example.com/",
-            "https://App.example.com", "https://app.example.com:443", "http://a:80", "https://a/b", "https://a?b",
-            "https://u@a", "ftp://a", "file:///a", "https://a b", "https://a,https://b",
+            "*",
+            "",
+            "null",
+            "app.example.com",
+            "https://",
+            "https://*.example.com/",
+            "https://app.example.com/",
+            "https://App.example.com",
+            "https://app.example.com:443",
+            "http://a:80",
+            "https://a/b",
+            "https://a?b",
+            "https://u@a",
+            "ftp://a",
+            "file:///a",
+            "https://a b",
+            "https://a,https://b",
         ] {
             assert!(bad.parse::<Origin>().is_err(), "{bad}");
         }

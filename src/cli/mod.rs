@@ -28,7 +28,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the server (what `crewcast` alone does)
-    Serve(Config),
+    Serve(Box<Config>),
     /// Mint a token for development
     Token(token::Arguments),
     /// Follow events in this terminal
@@ -57,8 +57,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command.unwrap_or(Command::Serve(cli.config)) {
-        Command::Serve(config) => serve::run(config).await,
+    match cli.command.unwrap_or_else(|| Command::Serve(Box::new(cli.config))) {
+        Command::Serve(config) => serve::run(*config).await,
         Command::Token(arguments) => token::run(arguments),
         Command::Tail(arguments) => tail::run(arguments).await,
         Command::Migrate(arguments) => migrate::run(arguments).await,

@@ -75,7 +75,7 @@ async fn a_page_of_any_other_origin_is_told_nothing() {
     }
     let body = json!({ "name": "North" });
     let (status, _) = Client::admin(&none).send(Method::PUT, "/v1/divisions/north", body).await;
-    assert_eq!(status, StatusCode::OK, "without an origin nothing changes");
+    assert_eq!(status, StatusCode::CREATED, "without an origin nothing changes");
     named.stop().await;
     none.stop().await;
 }
