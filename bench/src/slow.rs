@@ -26,8 +26,9 @@ const STALLED: usize = 20;
 const BATCH: u64 = 4;
 const EVERY: Duration = Duration::from_millis(20);
 const PAD: usize = 3900;
-/// Full before anybody stalls, so that what grows then is what the stalled ones cost.
-const RING: &str = "--ring-bytes=8MiB";
+/// Full before anybody stalls, so that what grows then is what the stalled ones cost, and as the default would be, large
+/// enough for what they miss.
+const RING: &str = "--ring-bytes=16MiB";
 /// Longer than what the sockets' buffers hold at that rate.
 const STALL_SECONDS: u64 = 15;
 

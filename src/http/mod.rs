@@ -14,6 +14,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
 
 use crate::{
@@ -47,7 +48,8 @@ pub fn router(app: App) -> Router {
         .layer(from_fn(problem::render))
         .layer(from_fn_with_state(app.metrics.clone(), figures::count))
         .layer(from_fn(request::identify))
-        .layer(cors::layer(&app.config.cors_origins))
+        // Without origins its headers would only cost every stream memory.
+        .layer(option_layer((!app.config.cors_origins.is_empty()).then(|| cors::layer(&app.config.cors_origins))))
         .layer(from_fn_with_state(app, close_while_draining))
 }
 
