@@ -16,7 +16,7 @@ pub struct Config {
     /// Name of this node, as streams are told it [default: the process id]
     #[arg(long, env = "CREWCAST_NODE")]
     pub node: Option<String>,
-    /// Origins whose pages may call, each exactly as a browser names it: https://app.example.com,https://ops.example.com
+    /// Origins whose pages may call, each exactly as a browser names it, with its scheme; separated by commas
     #[arg(long, env = "CREWCAST_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origins: Vec<Origin>,
     /// Tokens.
