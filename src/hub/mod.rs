@@ -20,6 +20,7 @@
 //! the newest announcement, and every stream reads history up to there.
 
 mod chunk;
+mod closing;
 mod drain;
 mod mailbox;
 mod past;
@@ -47,11 +48,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
+    closing::Closing,
     pump::{Pump, PumpSettings},
     session::{Opening, Refused, Session, User},
 };
+use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 use crate::{
     db::Db,
     log::{Event, Now, Position, Snapshot},

@@ -19,9 +19,9 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Hub, Tail,
+    Closing, Hub, Tail,
     chunk::Chunk,
-    mailbox::{Closing, Taken},
+    mailbox::Taken,
     past::{self, Chapter, Pages},
     seat::{Attached, Seat},
 };
@@ -370,8 +370,7 @@ impl Session {
     }
 
     fn close(&mut self, closing: Closing) {
-        self.own.push(sse::retry(closing.reconnect_ms));
-        self.push_own("stream:closing", &json!({ "reason": closing.reason, "reconnectInMs": closing.reconnect_ms }));
+        self.own.push(closing.frame(Some(&self.at.to_string())));
         self.ended = Some(closing.reason);
         self.source = Source::Ended;
     }

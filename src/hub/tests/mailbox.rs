@@ -3,7 +3,7 @@
 use std::task::Context;
 
 use super::{
-    super::mailbox::{Closing, Taken},
+    super::{Closing, mailbox::Taken},
     *,
 };
 use crate::{ids::TypeFilter, log::position::tests::epoch};
