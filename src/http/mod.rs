@@ -56,7 +56,7 @@ pub fn router(app: App) -> Router {
 /// Whether this node should get traffic.
 async fn ready(State(app): State<App>) -> Result<&'static str, Error> {
     if app.draining.is_cancelled() {
-        return Err(Error::unavailable("The server is shutting down."));
+        return Err(Error::draining());
     }
     if !app.db.is_reachable() {
         return Err(Error::unavailable("The database is out of reach."));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Hub, State, Tail, mailbox::Mailbox, ring::Delivery, session::Reset};
 use crate::{
-    error::Error,
+    error::{Code, Error},
     ids::TypeFilter,
     log::{self, Position, Reader, Scope},
 };
@@ -34,8 +34,8 @@ impl Full {
 impl From<Full> for Error {
     fn from(full: Full) -> Self {
         match full {
-            Full::Draining => Self::unavailable("The server is shutting down."),
-            Full::Overload => Self::unavailable("This server has as many streams as it can serve."),
+            Full::Draining => Self::draining(),
+            Full::Overload => Self::new(Code::Overloaded, "This server has as many streams as it can serve."),
         }
     }
 }
