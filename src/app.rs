@@ -14,7 +14,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
+    auth::{
+        Checks, InvalidKey, Verifier, generate_secret,
+        jwks::Fetcher,
+        ticket::{TicketSettings, Tickets},
+    },
     config::{Config, Keys},
     db::{
         self, Db,
@@ -50,6 +54,8 @@ pub struct App {
     pub joins: Joins,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
+    /// Who is calling from a browser's stream.
+    pub tickets: Tickets,
     /// What the node counts.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
@@ -102,7 +108,8 @@ impl Server {
             tasks.spawn(fetcher.run(stop.clone()));
         }
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), metrics, draining };
+        let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
+        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), tickets, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -292,6 +299,17 @@ fn join_settings(config: &Config) -> JoinSettings {
     let limits = &config.limits;
     JoinSettings {
         retention: limits.retention,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
+    }
+}
+
+fn ticket_settings(config: &Config) -> TicketSettings {
+    let limits = &config.limits;
+    TicketSettings {
+        ttl: limits.ticket_ttl,
+        idle: limits.ticket_idle,
+        per_user: limits.tickets_per_user,
         waiting_max: limits.joins_waiting_max as usize,
         statement_timeout: limits.request_timeout,
     }

@@ -14,6 +14,7 @@
 //! Rights add up: a service that is also an admin may do what either may.
 
 pub mod jwks;
+pub mod ticket;
 mod token;
 
 use std::fmt;
@@ -210,7 +211,8 @@ where
         if let Some(known) = parts.extensions.get::<Self>() {
             return Ok(known.clone());
         }
-        let token = bearer(&parts.headers)?.ok_or_else(missing)?;
+        let token = bearer(&parts.headers)?;
+        let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
         let caller = Arc::<Verifier>::from_ref(state).verify(token).await?;
         parts.extensions.insert(caller.clone());
         Ok(caller)
@@ -218,9 +220,8 @@ where
 }
 
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
-fn missing() -> Error {
-    Error::unauthorized("Send the header `Authorization: Bearer {token}`; it is missing.")
-        .with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+fn missing(why: &'static str) -> Error {
+    Error::unauthorized(why).with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
 }
 
 /// The token in the `Authorization` header, not yet verified; `None` without the header.

@@ -74,6 +74,11 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Desk<Q, A> {
         Self { waiting }
     }
 
+    /// How many wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.waiting.max_capacity() - self.waiting.capacity()
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors
@@ -111,7 +116,8 @@ impl<C: Clerk> Service<C> {
         while let Some(first) = stop.run_until_cancelled(self.queue.recv()).await.flatten() {
             // The connection comes first: whoever arrives while it is waited for is answered with the others.
             let conn = self.db.acquire().await;
-            let (questions, answers) = self.batch(first);
+            let batch = self.batch(first).into_iter().map(|Waiting { question, answer }| (question, answer));
+            let (questions, answers): (Vec<_>, Vec<_>) = batch.unzip();
             if questions.is_empty() {
                 continue;
             }
@@ -130,21 +136,17 @@ impl<C: Clerk> Service<C> {
         }
     }
 
-    /// The first question and those that wait behind it, without those of whoever went away meanwhile.
-    fn batch(
-        &mut self,
-        first: Waiting<C::Question, C::Answer>,
-    ) -> (Vec<C::Question>, Vec<oneshot::Sender<Result<C::Answer>>>) {
-        let (mut questions, mut answers) = (Vec::new(), Vec::new());
+    /// The first who waits and those behind them, without whoever went away meanwhile.
+    fn batch(&mut self, first: Waiting<C::Question, C::Answer>) -> Vec<Waiting<C::Question, C::Answer>> {
+        let mut batch = Vec::new();
         let mut next = Some(first);
-        while let Some(Waiting { question, answer }) = next {
-            if !answer.is_closed() {
-                questions.push(question);
-                answers.push(answer);
+        while let Some(waiting) = next {
+            if !waiting.answer.is_closed() {
+                batch.push(waiting);
             }
-            next = if questions.len() < self.settings.batch_max { self.queue.try_recv().ok() } else { None };
+            next = if batch.len() < self.settings.batch_max { self.queue.try_recv().ok() } else { None };
         }
-        (questions, answers)
+        batch
     }
 
     /// Reads for the whole batch, or gives up when Postgres is out of reach or nobody waits any more.

@@ -1,6 +1,7 @@
 //! The router: the only place where the domain and the machine meet.
 
 pub mod accept;
+mod come_back;
 mod cors;
 mod figures;
 mod history;
@@ -12,7 +13,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
-    routing::get,
+    routing::{get, post},
 };
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
@@ -29,8 +30,14 @@ pub fn router(app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
-    let machine = Router::new()
+    let stream = Router::new()
         .route("/events", get(stream::events))
+        .with_state(app.clone())
+        .layer(timeout)
+        // Around the timeout, whose answer an `EventSource` must not get.
+        .layer(from_fn_with_state(app.metrics.clone(), come_back::come_back));
+    let machine = Router::new()
+        .route("/v1/stream-tickets", post(stream::ticket))
         .route("/v1/events/{seq}", get(history::event))
         .route("/v1/rooms/{room}/events", get(history::room))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -43,6 +50,7 @@ pub fn router(app: App) -> Router {
         .merge(machine)
         .nest("/v1", domain::router().with_state(app.domain()))
         .layer(timeout)
+        .merge(stream)
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))

@@ -1,19 +1,28 @@
 //! `GET /events`: who may listen to what, and from where. The stream itself is the hub's session.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use axum::{
+    Json,
     body::Body,
     extract::State,
-    http::{
-        HeaderMap, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
-    },
+    http::{HeaderMap, HeaderValue, StatusCode, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use serde::Deserialize;
 
+use super::come_back::STREAM_HEADERS;
 use crate::{
     app::App,
-    auth::Caller,
+    auth::{
+        Caller,
+        ticket::{Held, Listener, Tickets},
+    },
     error::{Code, Error, Result},
     hub::{Opening, Refused, Session, User},
     ids::{Room, TypeFilter},
@@ -30,10 +39,16 @@ pub(super) struct Parameters {
     last_event_id: String,
 }
 
+/// Makes a ticket, with which a browser's `EventSource` opens a stream.
+pub(super) async fn ticket(State(tickets): State<Tickets>, caller: Caller) -> Result<Response> {
+    let made = tickets.make(&caller).await?;
+    Ok((StatusCode::CREATED, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(made)).into_response())
+}
+
 /// Opens a stream.
 pub(super) async fn events(
     State(app): State<App>,
-    caller: Caller,
+    Listener { caller, ticket }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
 ) -> Result<Response> {
@@ -51,17 +66,25 @@ pub(super) async fn events(
         expires_at: caller.expires_at,
     };
     let session = Session::open(&app.hub, opening).await?;
-    Ok(reply(session))
+    Ok((STREAM_HEADERS, Body::new(Listening { session, _ticket: ticket })).into_response())
 }
 
-fn reply(session: Session) -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
-        // Tells nginx not to collect events into a buffer.
-        ("x-accel-buffering".parse().expect("a header name"), HeaderValue::from_static("no")),
-    ];
-    (headers, Body::new(session)).into_response()
+/// A stream, and the ticket that is good for as long as it lasts.
+struct Listening {
+    session: Session,
+    _ticket: Option<Held>,
+}
+
+impl http_body::Body for Listening {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.session).poll_frame(cx)
+    }
 }
 
 /// The rooms that were asked for, each once; `company` when none was named.

@@ -24,5 +24,6 @@ mod stall;
 mod start;
 mod stream;
 mod support;
+mod tickets;
 mod tidy;
 mod writers;

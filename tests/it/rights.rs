@@ -101,6 +101,7 @@ fn table() -> Vec<Row> {
         ("PATCH", "/v1/assignments/{a}", json!({ "hours": 4 }), [403, 403, 403, 403, 200, 200, 200, 401]),
         ("DELETE", "/v1/assignments/{a}", Value::Null, [403, 403, 403, 403, 204, 204, 204, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("POST", "/v1/stream-tickets", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
         ("GET", "/v1/events/{s}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{d}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
