@@ -307,6 +307,7 @@ fn hub_settings(config: &Config, files: Files) -> HubSettings {
         ring_bytes: limits.ring_bytes(),
         queue_bytes: usize::try_from(limits.queue_bytes).unwrap_or(usize::MAX),
         streams_max: files.streams_max,
+        streams_per_user: limits.streams_per_user as usize,
         // Requests have the other half.
         replays_max: (config.database.database_connections as usize / 2).max(1),
         channel_events: limits.channel_events,

@@ -118,6 +118,9 @@ pub struct Limits {
     /// Streams at most [default: what the limit of open files allows]
     #[arg(long, env = "CREWCAST_STREAMS_MAX", value_parser = clap::value_parser!(u32).range(1..))]
     pub streams_max: Option<u32>,
+    /// Streams of one user at most, on this node
+    #[arg(long, env = "CREWCAST_STREAMS_PER_USER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_per_user: u32,
     /// Rooms of one stream
     #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rooms_max: u32,

@@ -112,7 +112,7 @@ metrics! {
     streams_max: Gauge = "Streams at most; more are told to come back";
     streams_opened: Counter = "Streams opened";
     streams_closed: Counters = "Streams that ended, by reason; gone is the client's own leaving";
-    streams_refused: Counters = "Streams refused because of this node's state, by reason";
+    streams_refused: Counters = "Streams refused because of what this node has already, by reason; limit is streams-per-user";
     rooms: Gauge = "Rooms that a stream of this node is in";
     queued_events: Gauge = "Events that wait in the streams' queues, each counted once a stream";
     queued: Gauge in Bytes = "What waits in the streams' queues; a frame that many wait for is counted for each";

@@ -132,7 +132,7 @@ fn of(app: &App) -> Stats {
             max: metrics.streams_max.get(),
             opened: metrics.streams_opened.get(),
             closed: by(&metrics.streams_closed, "reason", &["gone", "expired", "draining"]),
-            refused: by(&metrics.streams_refused, "reason", &["draining", "overload"]),
+            refused: by(&metrics.streams_refused, "reason", &["draining", "overload", "limit"]),
         },
         rooms: metrics.rooms.get(),
         events: by(&metrics.events, "type", &kinds),
