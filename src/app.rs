@@ -28,6 +28,8 @@ use crate::{
     http::{
         self,
         accept::{AcceptSettings, Acceptor},
+        limit::Limiters,
+        security::Security,
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
@@ -50,6 +52,10 @@ pub struct App {
     pub joins: Joins,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
+    /// Who has done how much of late.
+    pub limiters: Arc<Limiters>,
+    /// The security log.
+    pub security: Arc<Security>,
     /// What the node counts.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
@@ -102,7 +108,10 @@ impl Server {
             tasks.spawn(fetcher.run(stop.clone()));
         }
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), metrics, draining };
+        let (limiters, security) = http::limiters(&config, &metrics);
+        tasks.spawn(limiters.clone().sweep(stop.clone()));
+        let verifier = Arc::new(verifier);
+        let app = App { config, db, hub, joins, verifier, limiters, security, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));

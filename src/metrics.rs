@@ -128,6 +128,12 @@ metrics! {
     resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
 
+    limited: Counters = "Requests refused because a limit of one minute was reached, by limit";
+    limit_keys: Gauge = "Callers and addresses that limits are counted for";
+    limit_keys_max: Gauge = "Callers and addresses at most; those that did nothing for longest are forgotten";
+    limit_keys_forgotten: Counter = "Callers and addresses forgotten because there were too many";
+    suspicions: Counters = "Requests that the security log is about, by kind; not each has a line";
+
     joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
     join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";
 

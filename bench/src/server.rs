@@ -200,8 +200,9 @@ pub(crate) fn become_program(core: usize, command: &[String]) -> Result<()> {
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("running {program}"))
 }
 
-/// Every stream of the load is of one user.
-const UNLIMITED: [&str; 1] = ["--streams-per-user=1000000000"];
+/// Every stream and write of the load is of one user at one address.
+const UNLIMITED: [&str; 3] =
+    ["--writes-per-minute=1000000000", "--connects-per-minute=1000000000", "--streams-per-user=1000000000"];
 
 /// Crewcast with its private Postgres.
 pub(crate) struct Ours {

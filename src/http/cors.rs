@@ -6,6 +6,7 @@ use axum::http::{
 };
 use tower_http::cors::CorsLayer;
 
+use super::limit::{RATELIMIT, RATELIMIT_POLICY};
 use crate::{
     config::Origin,
     web::{CREWCAST_CURSOR, request::X_REQUEST_ID},
@@ -22,7 +23,7 @@ pub(super) fn layer(origins: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, IF_MATCH, LAST_EVENT_ID, IDEMPOTENCY_KEY])
-        .expose_headers([ETAG, LOCATION, RETRY_AFTER, CREWCAST_CURSOR, X_REQUEST_ID])
+        .expose_headers([ETAG, LOCATION, RETRY_AFTER, RATELIMIT, RATELIMIT_POLICY, CREWCAST_CURSOR, X_REQUEST_ID])
         .max_age(std::time::Duration::from_secs(MAX_AGE_S))
 }
 

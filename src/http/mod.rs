@@ -1,10 +1,16 @@
 //! The router: the only place where the domain and the machine meet.
 
 pub mod accept;
+mod address;
+pub mod buckets;
 mod cors;
 mod figures;
 mod history;
+pub mod limit;
+pub mod security;
 mod stream;
+
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -17,12 +23,21 @@ use axum::{
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
 
+use self::{limit::Limiters, security::Security};
 use crate::{
     app::App,
+    config::Config,
     domain,
     error::Error,
+    metrics::Metrics,
     web::{problem, query, request},
 };
+
+/// The limits of this node and the security log.
+pub fn limiters(config: &Config, metrics: &Arc<Metrics>) -> (Arc<Limiters>, Arc<Security>) {
+    let security = Arc::new(Security::new(config.limits.time.clone(), metrics.clone()));
+    (Arc::new(Limiters::new(&config.limits, security.clone(), metrics.clone())), security)
+}
 
 /// Every route, inside all layers.
 pub fn router(app: App) -> Router {
@@ -42,14 +57,17 @@ pub fn router(app: App) -> Router {
     Router::new()
         .merge(machine)
         .nest("/v1", domain::router().with_state(app.domain()))
+        .layer(from_fn_with_state(app.clone(), limit::guard))
         .layer(timeout)
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
         .layer(from_fn_with_state(app.metrics.clone(), figures::count))
-        .layer(from_fn(request::identify))
         // Without origins its headers would only cost every stream memory.
         .layer(option_layer((!app.config.cors_origins.is_empty()).then(|| cors::layer(&app.config.cors_origins))))
+        // Preflights are answered inside of these two, as the security log is about them, too.
+        .layer(from_fn_with_state(app.clone(), security::watch))
+        .layer(from_fn(request::identify))
         .layer(from_fn_with_state(app, close_while_draining))
 }
 

@@ -13,6 +13,7 @@ mod first;
 mod input;
 mod joins;
 mod jwks;
+mod limits;
 mod load;
 mod model;
 mod phases;

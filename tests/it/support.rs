@@ -21,7 +21,12 @@ pub const SECRET: &str = "a secret that only tests know, 32 bytes or more";
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Limits that no test runs into unless it sets its own.
-const UNLIMITED: [&str; 1] = ["--streams-per-user=1000000000"];
+const UNLIMITED: [&str; 4] = [
+    "--writes-per-minute=1000000000",
+    "--service-writes-per-minute=1000000000",
+    "--connects-per-minute=1000000000",
+    "--streams-per-user=1000000000",
+];
 
 const FOLDERS: &str = "/tmp/crewcast-it-";
 
