@@ -10,11 +10,11 @@ mod phases;
 mod projects;
 pub mod rights;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{Router, extract::FromRef};
 
-use crate::{auth::Verifier, db::Db};
+use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
 
 /// What the domain's handlers can reach.
 #[derive(Debug, Clone, FromRef)]
@@ -23,8 +23,8 @@ pub struct Domain {
     pub db: Db,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
-    /// How long the room of a deleted project stays.
-    pub retention: Duration,
+    /// How long the answer to a change is kept for its repeats.
+    pub idempotency_ttl: IdempotencyTtl,
 }
 
 /// Every route of the domain, below `/v1`.

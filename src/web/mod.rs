@@ -8,6 +8,7 @@ pub mod body;
 pub mod cursor;
 pub mod entity;
 pub mod etag;
+pub mod mutation;
 pub mod page;
 pub mod patch;
 pub mod problem;
@@ -17,8 +18,9 @@ mod strict;
 
 pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
-pub use entity::{current, made};
+pub use entity::{Answer, Entity, FieldByField, FieldVersions};
 pub use etag::{IfMatch, etag};
+pub use mutation::{IdempotencyTtl, Mutation, Tx};
 pub use page::{List, Page};
 pub use patch::{Changed, Patch, present};
 pub use query::{PathArg, Query};
