@@ -5,6 +5,7 @@
 
 mod capacity;
 mod divisions;
+mod events;
 mod members;
 mod phases;
 mod projects;
@@ -35,4 +36,5 @@ pub fn router() -> Router<Domain> {
         .merge(members::router())
         .merge(phases::router())
         .merge(capacity::router())
+        .merge(events::router())
 }

@@ -23,5 +23,5 @@ pub use etag::{IfMatch, etag};
 pub use mutation::{IdempotencyTtl, Mutation, Tx};
 pub use page::{List, Page};
 pub use patch::{Changed, Patch, present};
-pub use query::{PathArg, Query};
+pub use query::{PathArg, Query, room};
 pub use request::RequestId;

@@ -9,6 +9,7 @@ mod cli;
 mod cors;
 mod drain;
 mod embedded;
+mod events;
 mod first;
 mod input;
 mod joins;

@@ -108,6 +108,12 @@ fn table() -> Vec<Row> {
         ("GET", "/events?rooms=topic:x", Value::Null, [403, 403, 403, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=user:eve", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
         ("GET", "/v1/rooms/project:{p}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
+        (
+            "POST",
+            "/v1/rooms/topic:x/events",
+            json!({ "type": "a:b", "data": {} }),
+            [403, 403, 403, 403, 403, 201, 201, 401],
+        ),
         ("GET", "/v1/rooms/project:{d}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/v1/rooms/user:eve/events", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
     ]
