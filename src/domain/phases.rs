@@ -26,10 +26,7 @@ use crate::{
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Text},
     log::NewEvent,
-    web::{
-        Answer, Changed, Entity, FieldByField, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx,
-        present,
-    },
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
 };
 
 /// A phase's columns.
@@ -63,16 +60,14 @@ struct Phase {
 }
 
 impl Entity for Phase {
+    const NOUN: &'static str = "phase";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Phase {
-    const NOUN: &'static str = "phase";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

@@ -26,10 +26,7 @@ use crate::{
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Slug, Text},
     log::NewEvent,
-    web::{
-        Answer, Changed, Entity, FieldByField, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx,
-        present,
-    },
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
 };
 
 /// A project's columns.
@@ -75,16 +72,14 @@ struct Project {
 }
 
 impl Entity for Project {
+    const NOUN: &'static str = "project";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Project {
-    const NOUN: &'static str = "project";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

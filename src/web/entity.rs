@@ -20,21 +20,20 @@ pub type FieldVersions = Json<BTreeMap<String, i64>>;
 
 /// Something with versions.
 pub trait Entity: Serialize {
-    /// Its version: 1 when it was made, one more with every change.
-    fn version(&self) -> i64;
-}
-
-/// An entity that clients change field by field, and whose changes are merged.
-pub trait FieldByField: Entity {
     /// What clients call such a thing.
     const NOUN: &'static str;
 
-    /// When its fields changed.
-    fn field_versions(&self) -> &FieldVersions;
+    /// Its version: 1 when it was made, one more with every change.
+    fn version(&self) -> i64;
+
+    /// When its fields changed; none for what is only changed as a whole.
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        None
+    }
 
     /// The version at which a field got the value that it has.
     fn changed_at(&self, field: &str) -> i64 {
-        self.field_versions().get(field).copied().unwrap_or(1)
+        self.field_versions().map_or(self.version(), |versions| versions.get(field).copied().unwrap_or(1))
     }
 }
 

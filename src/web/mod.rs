@@ -18,7 +18,7 @@ mod strict;
 
 pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
-pub use entity::{Answer, Entity, FieldByField, FieldVersions};
+pub use entity::{Answer, Entity, FieldVersions};
 pub use etag::{IfMatch, etag};
 pub use mutation::{IdempotencyTtl, Mutation, Tx};
 pub use page::{List, Page};

@@ -21,10 +21,7 @@ use crate::{
     db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
-    web::{
-        Answer, Changed, Entity, FieldByField, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx,
-        present,
-    },
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
 };
 
 /// An assignment's columns.
@@ -56,16 +53,14 @@ struct Assignment {
 }
 
 impl Entity for Assignment {
+    const NOUN: &'static str = "assignment";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Assignment {
-    const NOUN: &'static str = "assignment";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

@@ -22,10 +22,7 @@ use crate::{
     db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
-    web::{
-        Answer, Changed, Entity, FieldByField, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx,
-        present,
-    },
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
 };
 
 /// An employee's columns.
@@ -57,16 +54,14 @@ struct Employee {
 }
 
 impl Entity for Employee {
+    const NOUN: &'static str = "employee";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Employee {
-    const NOUN: &'static str = "employee";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 
