@@ -6,6 +6,7 @@ mod bounds;
 mod buffers;
 mod capacity;
 mod cli;
+mod contract;
 mod cors;
 mod drain;
 mod embedded;
