@@ -2,6 +2,7 @@
 
 pub mod accept;
 mod cors;
+mod docs;
 mod figures;
 mod history;
 mod stream;
@@ -37,6 +38,12 @@ pub fn router(app: App) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(figures::metrics))
         .route("/stats", get(figures::stats))
+        .route("/docs", get(docs::page))
+        .route("/docs/api", get(docs::page))
+        .route("/docs/stream", get(docs::page))
+        .route("/docs/problems", get(docs::page))
+        .route("/docs/problems/{code}", get(docs::page))
+        .route("/openapi.yaml", get(docs::page))
         .with_state(app.clone());
     // The last layer is the outermost: a request passes them from the bottom up.
     Router::new()

@@ -7,6 +7,7 @@ mod buffers;
 mod capacity;
 mod cli;
 mod cors;
+mod docs;
 mod drain;
 mod embedded;
 mod first;
