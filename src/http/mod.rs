@@ -9,7 +9,7 @@ mod stream;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
@@ -20,6 +20,7 @@ use tower_http::timeout::TimeoutLayer;
 
 use crate::{
     app::App,
+    auth::Caller,
     domain,
     error::Error,
     web::{problem, query, request},
@@ -50,6 +51,7 @@ pub fn router(app: App) -> Router {
         .merge(machine)
         .nest("/v1", domain::router().with_state(app.domain()))
         .layer(timeout)
+        .layer(from_fn_with_state(app.clone(), meet))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
@@ -58,6 +60,15 @@ pub fn router(app: App) -> Router {
         // Without origins its headers would only cost every stream memory.
         .layer(option_layer((!app.config.cors_origins.is_empty()).then(|| cors::layer(&app.config.cors_origins))))
         .layer(from_fn_with_state(app, close_while_draining))
+}
+
+/// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.
+async fn meet(State(app): State<App>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    if let Ok(caller) = Caller::from_request_parts(&mut parts, &app).await {
+        app.people.saw(&caller);
+    }
+    next.run(Request::from_parts(parts, body)).await
 }
 
 /// Whether this node should get traffic.
