@@ -127,7 +127,9 @@ fn article<'a>(document: Document<'a>, operation: &Operation<'a>) -> Markup {
 /// Whether nobody has to say who they are.
 fn is_open(document: Document<'_>, operation: &Operation<'_>) -> bool {
     let security = operation.value.get("security").unwrap_or(document.at("/security"));
-    security.as_array().is_none_or(Vec::is_empty)
+    // An empty alternative asks for nothing.
+    let asks_nothing = |alternative: &Value| alternative.as_object().is_some_and(serde_json::Map::is_empty);
+    security.as_array().is_none_or(|all| all.is_empty() || all.iter().any(asks_nothing))
 }
 
 fn parameters<'a>(document: Document<'a>, operation: &Operation<'a>) -> Markup {

@@ -13,10 +13,7 @@ mod schema;
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use axum::{
-    http::{HeaderMap, Uri},
-    response::Response,
-};
+use axum::{http::HeaderMap, response::Response};
 use maud::{Markup, html};
 use serde_json::Value;
 
@@ -25,7 +22,10 @@ use self::{
     markdown::{Article, Section},
     page::{Page, View},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    web::PathArg,
+};
 
 const OVERVIEW: &str = "/docs";
 const STREAM: &str = "/docs/stream";
@@ -37,10 +37,39 @@ const OPENAPI_TEXT: &str = include_str!("../../../openapi.yaml");
 /// Every page by its path, made when the first one is asked for.
 static PAGES: LazyLock<BTreeMap<String, Page>> = LazyLock::new(|| pages(&document()));
 
-/// The page at this address.
-pub(super) async fn page(uri: Uri, headers: HeaderMap) -> Result<Response> {
-    let page = PAGES.get(uri.path()).ok_or_else(Error::not_found)?;
-    Ok(page.answer(&headers))
+/// What the service does and how to begin.
+pub(super) async fn overview(headers: HeaderMap) -> Result<Response> {
+    answer(OVERVIEW, &headers)
+}
+
+/// Every operation and schema.
+pub(super) async fn reference(headers: HeaderMap) -> Result<Response> {
+    answer(api::PATH, &headers)
+}
+
+/// The stream: its format and events, how it resumes, and what a client has to do.
+pub(super) async fn stream_guide(headers: HeaderMap) -> Result<Response> {
+    answer(STREAM, &headers)
+}
+
+/// Every code of a problem.
+pub(super) async fn problem_list(headers: HeaderMap) -> Result<Response> {
+    answer(problems::PATH, &headers)
+}
+
+/// A problem: what it means, when it happens and what to do about it.
+pub(super) async fn problem_page(PathArg(code): PathArg<String>, headers: HeaderMap) -> Result<Response> {
+    answer(&problems::path_of_name(&code).ok_or_else(Error::not_found)?, &headers)
+}
+
+/// The document that the reference is made from, as it is written.
+pub(super) async fn openapi(headers: HeaderMap) -> Result<Response> {
+    answer(OPENAPI, &headers)
+}
+
+fn answer(path: &str, headers: &HeaderMap) -> Result<Response> {
+    let page = PAGES.get(path).ok_or_else(Error::not_found)?;
+    Ok(page.answer(headers))
 }
 
 /// The OpenAPI document.
