@@ -21,6 +21,7 @@ mod model;
 mod people;
 mod phases;
 mod projects;
+mod readme;
 mod repeats;
 mod reset;
 mod restore;
