@@ -8,6 +8,7 @@ mod capacity;
 mod cli;
 mod contract;
 mod cors;
+mod docs;
 mod drain;
 mod embedded;
 mod events;
