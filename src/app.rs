@@ -22,6 +22,7 @@ use crate::{
     },
     domain::{
         Domain,
+        people::People,
         rights::{JoinSettings, Joins},
     },
     files::Files,
@@ -34,6 +35,7 @@ use crate::{
     hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
     metrics::Metrics,
+    web::IdempotencyTtl,
 };
 
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
@@ -50,6 +52,8 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Who may join which room.
     pub joins: Joins,
+    /// Whom this node has seen.
+    pub people: People,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
     /// Who has done how much of late.
@@ -65,7 +69,8 @@ pub struct App {
 impl App {
     /// What the domain's handlers can reach.
     pub fn domain(&self) -> Domain {
-        Domain { db: self.db.clone(), verifier: self.verifier.clone(), retention: self.config.limits.retention }
+        let idempotency_ttl = IdempotencyTtl(self.config.limits.idempotency_ttl);
+        Domain { db: self.db.clone(), verifier: self.verifier.clone(), idempotency_ttl }
     }
 }
 
@@ -107,11 +112,14 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
+        let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep()];
+        tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
+        let people = People::start(db.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
-        let app = App { config, db, hub, joins, verifier, limiters, security, metrics, draining };
+        let app = App { config, db, hub, joins, people, verifier, limiters, security, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));

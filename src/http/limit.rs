@@ -11,9 +11,8 @@
 use std::{net::IpAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use axum::{
-    RequestExt as _,
-    extract::{FromRequestParts, Request, State},
-    http::{HeaderName, HeaderValue, Method, StatusCode, request::Parts},
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, Method, StatusCode},
     middleware::Next,
     response::Response,
 };
@@ -148,7 +147,6 @@ impl Limiters {
 
     /// Counts an attempt to open a stream.
     fn connect(&self, address: Address) -> Result<()> {
-        self.may_authenticate(address)?;
         let taken = self.connects.buckets.take(Key::Network(address.network()));
         taken.map(|_| ()).map_err(|empty| self.refuse(&self.connects, empty, address, None))
     }
@@ -173,42 +171,39 @@ impl Limiters {
     }
 }
 
-/// An attempt to open a stream that was counted. It stands before the caller in a handler's arguments.
-pub(super) struct Connect;
-
-impl FromRequestParts<App> for Connect {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self> {
-        let Ok(address) = Address::from_request_parts(parts, app).await;
-        app.limiters.connect(address).map(|()| Self)
-    }
-}
-
-/// Middleware: counts writes for their caller and refused credentials for their address.
-pub(super) async fn guard(
+/// Middleware: counts attempts to open a stream and refused credentials for their address. Nobody has judged credentials yet.
+pub(super) async fn addresses(
     State(app): State<App>,
     address: Address,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Result<Response> {
-    let is_under_v1 = request.uri().path().starts_with("/v1/");
-    if is_under_v1 {
+    let opens = request.uri().path() == "/events";
+    if opens || is_under_v1(&request) {
         app.limiters.may_authenticate(address)?;
     }
-    let mut told = None;
-    if is_under_v1 && is_write(request.method()) {
-        // Who nobody knows is told so by the route, if there is one.
-        if let Ok(caller) = request.extract_parts_with_state::<Caller, _>(&app).await {
-            told = Some(app.limiters.write(&caller, address)?);
-        }
+    if opens {
+        app.limiters.connect(address)?;
     }
-    let mut response = next.run(request).await;
+    let response = next.run(request).await;
     if response.status() == StatusCode::UNAUTHORIZED {
         app.limiters.failed(address, response.extensions().get().copied());
     }
+    Ok(response)
+}
+
+/// Middleware: counts writes for their caller, where it is known who that is, and tells them what is left.
+pub(super) async fn writes(State(app): State<App>, address: Address, request: Request, next: Next) -> Result<Response> {
+    let caller = request.extensions().get::<Caller>();
+    let writer = caller.filter(|_| is_under_v1(&request) && is_write(request.method()));
+    let told = writer.map(|caller| app.limiters.write(caller, address)).transpose()?;
+    let mut response = next.run(request).await;
     response.headers_mut().extend(told.into_iter().flatten());
     Ok(response)
+}
+
+fn is_under_v1(request: &Request) -> bool {
+    request.uri().path().starts_with("/v1/")
 }
 
 fn is_write(method: &Method) -> bool {

@@ -4,6 +4,7 @@ pub mod accept;
 mod address;
 pub mod buckets;
 mod cors;
+mod docs;
 mod figures;
 mod history;
 pub mod limit;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
@@ -26,6 +27,7 @@ use tower_http::timeout::TimeoutLayer;
 use self::{limit::Limiters, security::Security};
 use crate::{
     app::App,
+    auth::Caller,
     config::Config,
     domain,
     error::Error,
@@ -52,12 +54,16 @@ pub fn router(app: App) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(figures::metrics))
         .route("/stats", get(figures::stats))
+        .route("/docs", get(docs::overview))
+        .route("/docs/api", get(docs::reference))
+        .route("/docs/stream", get(docs::stream_guide))
+        .route("/docs/problems", get(docs::problem_list))
+        .route("/docs/problems/{code}", get(docs::problem_page))
+        .route("/openapi.yaml", get(docs::openapi))
         .with_state(app.clone());
     // The last layer is the outermost: a request passes them from the bottom up.
-    Router::new()
-        .merge(machine)
-        .nest("/v1", domain::router().with_state(app.domain()))
-        .layer(from_fn_with_state(app.clone(), limit::guard))
+    let routes = Router::new().merge(machine).nest("/v1", domain::router().with_state(app.domain()));
+    counted(routes, &app)
         .layer(timeout)
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
@@ -69,6 +75,23 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), security::watch))
         .layer(from_fn(request::identify))
         .layer(from_fn_with_state(app, close_while_draining))
+}
+
+/// Counts requests for their address, finds out who calls, and counts writes for their caller; in this order.
+fn counted(routes: Router, app: &App) -> Router {
+    routes
+        .layer(from_fn_with_state(app.clone(), limit::writes))
+        .layer(from_fn_with_state(app.clone(), meet))
+        .layer(from_fn_with_state(app.clone(), limit::addresses))
+}
+
+/// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.
+async fn meet(State(app): State<App>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    if let Ok(caller) = Caller::from_request_parts(&mut parts, &app).await {
+        app.people.saw(&caller);
+    }
+    next.run(Request::from_parts(parts, body)).await
 }
 
 /// Whether this node should get traffic.

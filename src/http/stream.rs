@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{address::Address, limit::Connect, security::Kind};
+use super::{address::Address, security::Kind};
 use crate::{
     app::App,
     auth::Caller,
@@ -34,7 +34,6 @@ pub(super) struct Parameters {
 /// Opens a stream.
 pub(super) async fn events(
     State(app): State<App>,
-    _: Connect,
     address: Address,
     caller: Caller,
     headers: HeaderMap,
