@@ -17,7 +17,7 @@ use crate::{
     auth::{
         Checks, InvalidKey, Verifier, generate_secret,
         jwks::Fetcher,
-        ticket::{TicketSettings, Tickets},
+        ticket::{self, TicketSettings, Tickets},
     },
     config::{Config, Keys},
     db::{
@@ -26,16 +26,20 @@ use crate::{
     },
     domain::{
         Domain,
+        people::People,
         rights::{JoinSettings, Joins},
     },
     files::Files,
     http::{
         self,
         accept::{AcceptSettings, Acceptor},
+        limit::Limiters,
+        security::Security,
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
     metrics::Metrics,
+    web::IdempotencyTtl,
 };
 
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
@@ -52,10 +56,16 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Who may join which room.
     pub joins: Joins,
+    /// Whom this node has seen.
+    pub people: People,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
     /// Who is calling from a browser's stream.
     pub tickets: Tickets,
+    /// Who has done how much of late.
+    pub limiters: Arc<Limiters>,
+    /// The security log.
+    pub security: Arc<Security>,
     /// What the node counts.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
@@ -65,7 +75,8 @@ pub struct App {
 impl App {
     /// What the domain's handlers can reach.
     pub fn domain(&self) -> Domain {
-        Domain { db: self.db.clone(), verifier: self.verifier.clone(), retention: self.config.limits.retention }
+        let idempotency_ttl = IdempotencyTtl(self.config.limits.idempotency_ttl);
+        Domain { db: self.db.clone(), verifier: self.verifier.clone(), idempotency_ttl }
     }
 }
 
@@ -107,9 +118,15 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
+        let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()];
+        tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
+        let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), tickets, metrics, draining };
+        let (limiters, security) = http::limiters(&config, &metrics);
+        tasks.spawn(limiters.clone().sweep(stop.clone()));
+        let verifier = Arc::new(verifier);
+        let app = App { config, db, hub, joins, people, verifier, tickets, limiters, security, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -325,6 +342,7 @@ fn hub_settings(config: &Config, files: Files) -> HubSettings {
         ring_bytes: limits.ring_bytes(),
         queue_bytes: usize::try_from(limits.queue_bytes).unwrap_or(usize::MAX),
         streams_max: files.streams_max,
+        streams_per_user: limits.streams_per_user as usize,
         // Requests have the other half.
         replays_max: (config.database.database_connections as usize / 2).max(1),
         channel_events: limits.channel_events,

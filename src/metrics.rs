@@ -112,7 +112,7 @@ metrics! {
     streams_max: Gauge = "Streams at most; more are told to come back";
     streams_opened: Counter = "Streams opened";
     streams_closed: Counters = "Streams that ended, by reason; gone is the client's own leaving";
-    streams_refused: Counters = "Streams refused because of this node's state, by reason";
+    streams_refused: Counters = "Streams refused because of what this node has already, by reason; limit is streams-per-user";
     come_backs: Counters = "Browsers that were told in a stream of one event to come back, by reason";
     rooms: Gauge = "Rooms that a stream of this node is in";
     queued_events: Gauge = "Events that wait in the streams' queues, each counted once a stream";
@@ -129,12 +129,17 @@ metrics! {
     resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
 
+    limited: Counters = "Requests refused because a limit of one minute was reached, by limit";
+    limit_keys: Gauge = "Callers and addresses that limits are counted for";
+    limit_keys_max: Gauge = "Callers and addresses at most; those that did nothing for longest are forgotten";
+    limit_keys_forgotten: Counter = "Callers and addresses forgotten because there were too many";
+    suspicions: Counters = "Requests that the security log is about, by kind; not each has a line";
+
     tickets_open: Gauge = "Tickets that have a stream on this node now";
     tickets_made: Counter = "Tickets made";
     tickets_used: Counter = "Times a ticket was taken for a stream";
     tickets_refused: Counters = "Times a ticket was refused, by reason";
     tickets_renewed: Counter = "Times a ticket was renewed because it has a stream";
-    tickets_deleted: Counter = "Tickets deleted, long after they had run out";
     tickets_waiting: Gauge = "Tickets that wait to be judged; joins-waiting-max bounds them";
     ticket_statements: Counter = "Statements that judged tickets: all that wait at a moment share one";
 

@@ -29,7 +29,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::error::{Error, Result};
+use crate::error::{Credentials, Error, Result};
 use crate::ids::{Room, Slug, Sub, TopicName};
 
 pub use token::{Checks, Claims, InvalidKey, SECRET_BYTES_MIN, Verifier, generate_secret};
@@ -221,7 +221,9 @@ where
 
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
 fn missing(why: &'static str) -> Error {
-    Error::unauthorized(why).with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    Error::unauthorized(why)
+        .with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+        .with_credentials(Credentials::Missing)
 }
 
 /// The token in the `Authorization` header, not yet verified; `None` without the header.

@@ -4,9 +4,9 @@
 //! events of projects and capacity go to.
 
 use axum::{
-    Json, Router,
+    Router,
     extract::State,
-    http::{StatusCode, header::ETAG},
+    http::StatusCode,
     response::{IntoResponse, Response},
     routing::{get, put},
 };
@@ -18,7 +18,7 @@ use crate::{
     db::Db,
     error::Result,
     ids::{Slug, Text},
-    web::{Body, Page, PathArg, Query, Seen, etag},
+    web::{Answer, Entity, Mutation, Page, PathArg, Query, Seen},
 };
 
 /// The routes.
@@ -33,6 +33,14 @@ struct Division {
     slug: String,
     name: String,
     version: i64,
+}
+
+impl Entity for Division {
+    const NOUN: &'static str = "division";
+
+    fn version(&self) -> i64 {
+        self.version
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -52,8 +60,11 @@ async fn list(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Resu
     Ok(Seen::at(&read, page.list(divisions, |division| division.slug.clone())).into_response())
 }
 
-async fn set(State(db): State<Db>, _: Manages, PathArg(slug): PathArg<Slug>, Body(set): Body<Set>) -> Result<Response> {
-    let mut tx = db.write().await?;
+async fn set(
+    _: Manages,
+    PathArg(slug): PathArg<Slug>,
+    Mutation { mut tx, body: set }: Mutation<Set>,
+) -> Result<Answer> {
     // A name that stays makes no new version.
     let (slug, name, version, made): (String, String, i64, bool) = sqlx::query_as(
         "insert into crewcast.divisions as division (slug, name) values ($1, $2)
@@ -65,7 +76,6 @@ async fn set(State(db): State<Db>, _: Manages, PathArg(slug): PathArg<Slug>, Bod
     .bind(set.name.as_str())
     .fetch_one(&mut *tx)
     .await?;
-    tx.commit().await?;
     let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, [(ETAG, etag(version))], Json(Division { slug, name, version })).into_response())
+    tx.commit(Answer::current(&Division { slug, name, version }).with_status(status)).await
 }

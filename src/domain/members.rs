@@ -2,7 +2,7 @@
 //!
 //! Events: `membership:changed` with the new role, or null, to the project's room and the person's own.
 
-use axum::{Json, Router, extract::State, http::StatusCode, routing::put};
+use axum::{Router, http::StatusCode, routing::put};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
@@ -10,11 +10,10 @@ use uuid::Uuid;
 use super::{Domain, projects};
 use crate::{
     auth::Caller,
-    db::{Db, Write},
     error::{Error, Result},
     ids::{Room, Sub},
     log::NewEvent,
-    web::{Body, PathArg},
+    web::{Answer, Mutation, PathArg, Tx},
 };
 
 /// The routes.
@@ -45,12 +44,10 @@ struct Set {
 }
 
 async fn set(
-    State(db): State<Db>,
     caller: Caller,
     PathArg((project_id, sub)): PathArg<(Uuid, Sub)>,
-    Body(Set { role }): Body<Set>,
-) -> Result<Json<Member>> {
-    let mut tx = db.write().await?;
+    Mutation { mut tx, body: Set { role } }: Mutation<Set>,
+) -> Result<Answer> {
     projects::hold(&mut tx, caller, project_id).await?;
     // A role that stays is no change, and no event.
     let changed = sqlx::query(
@@ -69,16 +66,10 @@ async fn set(
     if changed > 0 {
         announce(&mut tx, project_id, &sub, Some(role));
     }
-    tx.commit().await?;
-    Ok(Json(Member { project_id, sub, role }))
+    tx.commit(Answer::of(StatusCode::OK, &Member { project_id, sub, role })).await
 }
 
-async fn remove(
-    State(db): State<Db>,
-    caller: Caller,
-    PathArg((project_id, sub)): PathArg<(Uuid, Sub)>,
-) -> Result<StatusCode> {
-    let mut tx = db.write().await?;
+async fn remove(caller: Caller, PathArg((project_id, sub)): PathArg<(Uuid, Sub)>, mut tx: Tx) -> Result<Answer> {
     projects::hold(&mut tx, caller, project_id).await?;
     let removed = sqlx::query("delete from crewcast.members where project_id = $1 and sub = $2")
         .bind(project_id)
@@ -90,11 +81,10 @@ async fn remove(
         return Err(Error::not_found());
     }
     announce(&mut tx, project_id, &sub, None);
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
-fn announce(tx: &mut Write, project_id: Uuid, sub: &Sub, role: Option<Role>) {
+fn announce(tx: &mut Tx, project_id: Uuid, sub: &Sub, role: Option<Role>) {
     let rooms = vec![Room::Project(project_id).to_string(), Room::User(sub.clone()).to_string()];
     let data = json!({ "projectId": project_id, "userId": sub, "role": role });
     tx.append(NewEvent::unversioned("membership:changed", rooms, &data));

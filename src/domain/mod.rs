@@ -3,18 +3,22 @@
 //! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
 //! appends events to the transaction that `db.write()` hands out and never sends any.
 
+mod alerts;
 mod capacity;
 mod divisions;
+mod events;
 mod members;
+pub mod people;
 mod phases;
+mod preferences;
 mod projects;
 pub mod rights;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum::{Router, extract::FromRef};
 
-use crate::{auth::Verifier, db::Db};
+use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
 
 /// What the domain's handlers can reach.
 #[derive(Debug, Clone, FromRef)]
@@ -23,8 +27,8 @@ pub struct Domain {
     pub db: Db,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
-    /// How long the room of a deleted project stays.
-    pub retention: Duration,
+    /// How long the answer to a change is kept for its repeats.
+    pub idempotency_ttl: IdempotencyTtl,
 }
 
 /// Every route of the domain, below `/v1`.
@@ -35,4 +39,7 @@ pub fn router() -> Router<Domain> {
         .merge(members::router())
         .merge(phases::router())
         .merge(capacity::router())
+        .merge(events::router())
+        .merge(people::router())
+        .merge(preferences::router())
 }

@@ -10,7 +10,6 @@
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::ETAG},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -27,8 +26,15 @@ use crate::{
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Text},
     log::NewEvent,
-    web::{Body, Changed, IfMatch, Page, Patch, PathArg, Query, Seen, current, etag, made, present},
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
 };
+
+/// A phase's columns.
+macro_rules! columns {
+    () => {
+        "id, project_id, name, status, starts_on, ends_on, position, version, field_versions"
+    };
+}
 
 /// The routes.
 pub(super) fn router() -> Router<Domain> {
@@ -49,6 +55,20 @@ struct Phase {
     ends_on: Option<Date>,
     position: i32,
     version: i64,
+    #[serde(skip)]
+    field_versions: FieldVersions,
+}
+
+impl Entity for Phase {
+    const NOUN: &'static str = "phase";
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
+    }
 }
 
 type Name = Text<1, 200>;
@@ -106,12 +126,13 @@ async fn list(
     let (position, id) = after(&page)?;
     let mut read = db.read().await?;
     projects::look(&mut read, &caller, project_id).await?;
-    let phases: Vec<Phase> = sqlx::query_as(
-        "select id, project_id, name, status, starts_on, ends_on, position, version
-         from crewcast.phases
+    let phases: Vec<Phase> = sqlx::query_as(concat!(
+        "select ",
+        columns!(),
+        " from crewcast.phases
          where project_id = $1 and (position, id) > ($2, $3)
-         order by position, id limit $4",
-    )
+         order by position, id limit $4"
+    ))
     .bind(project_id)
     .bind(position)
     .bind(id)
@@ -123,20 +144,19 @@ async fn list(
 }
 
 async fn make(
-    State(db): State<Db>,
     caller: Caller,
     PathArg(project_id): PathArg<Uuid>,
-    Body(make): Body<Make>,
-) -> Result<Response> {
-    let mut tx = db.write().await?;
+    Mutation { mut tx, body: make }: Mutation<Make>,
+) -> Result<Answer> {
     projects::edit(&mut tx, &caller, project_id).await?;
     // The project is locked: no two go to the end at once. The end itself does not move on.
-    let phase: Phase = sqlx::query_as(
+    let phase: Phase = sqlx::query_as(concat!(
         "insert into crewcast.phases (id, project_id, name, status, starts_on, ends_on, position)
          values ($1, $2, $3, $4, $5, $6,
                  coalesce($7, (select least(coalesce(max(position) + 1, 0), $8) from crewcast.phases where project_id = $2)))
-         returning id, project_id, name, status, starts_on, ends_on, position, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(Uuid::now_v7())
     .bind(project_id)
     .bind(make.name.as_str())
@@ -149,58 +169,48 @@ async fn make(
     .await
     .on_constraint("phases_dates", dates_reversed)?;
     tx.append(NewEvent::new("phase:created", rooms(&phase), phase.version, &phase));
-    tx.commit().await?;
-    Ok(made(format!("/v1/projects/{project_id}/phases/{}", phase.id), phase.version, phase))
+    tx.commit(Answer::made(format!("/v1/projects/{project_id}/phases/{}", phase.id), &phase)).await
 }
 
 async fn read(State(db): State<Db>, caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>) -> Result<Response> {
     let mut read = db.read().await?;
     projects::look(&mut read, &caller, ids.0).await?;
     let phase = find(&mut read, ids).await?;
-    Ok(([(ETAG, etag(phase.version))], Seen::at(&read, phase)).into_response())
+    Ok(Seen::entity(&read, phase).into_response())
 }
 
 async fn change(
-    State(db): State<Db>,
     caller: Caller,
     PathArg(ids): PathArg<(Uuid, Uuid)>,
     if_match: IfMatch,
-    Body(change): Body<Change>,
-) -> Result<Response> {
-    let mut tx = db.write().await?;
+    Mutation { mut tx, body: change }: Mutation<Change>,
+) -> Result<Answer> {
     projects::edit(&mut tx, &caller, ids.0).await?;
-    let mut phase = find(&mut tx, ids).await?;
-    if_match.require("phase", phase.version, &phase)?;
+    let old = find(&mut tx, ids).await?;
+    let mut phase = old.clone();
     let changed = change.apply(&mut phase);
+    if_match.merge(&old, &changed)?;
     if changed.is_empty() {
-        return Ok(current(phase.version, phase));
+        return tx.commit(Answer::current(&old)).await;
     }
-    let phase = store(&mut tx, &phase).await?;
+    let phase = store(&mut tx, &phase, &changed).await?;
     for (field, value) in changed.iter() {
         let data = json!({
             "projectId": ids.0, "phaseId": ids.1, "field": field, "newValue": value, "updatedBy": caller.sub,
         });
         tx.append(NewEvent::new("phase:updated", rooms(&phase), phase.version, &data));
     }
-    tx.commit().await?;
-    Ok(current(phase.version, phase))
+    tx.commit(Answer::current(&phase)).await
 }
 
-async fn delete(
-    State(db): State<Db>,
-    caller: Caller,
-    PathArg(ids): PathArg<(Uuid, Uuid)>,
-    if_match: IfMatch,
-) -> Result<StatusCode> {
-    let mut tx = db.write().await?;
+async fn delete(caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
     projects::edit(&mut tx, &caller, ids.0).await?;
     let mut phase = find(&mut tx, ids).await?;
-    if_match.require("phase", phase.version, &phase)?;
+    if_match.require(&phase)?;
     sqlx::query("delete from crewcast.phases where id = $1").bind(phase.id).execute(&mut *tx).await?;
     phase.version += 1;
     tx.append(NewEvent::new("phase:deleted", rooms(&phase), phase.version, &phase));
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
 impl Change {
@@ -233,30 +243,31 @@ fn after(page: &Page) -> Result<(i32, Uuid)> {
 
 /// A project's phase. Nobody else writes it while the project is locked.
 async fn find(conn: &mut PgConnection, (project_id, id): (Uuid, Uuid)) -> Result<Phase> {
-    let phase = sqlx::query_as(
-        "select id, project_id, name, status, starts_on, ends_on, position, version
-         from crewcast.phases where id = $1 and project_id = $2",
-    )
-    .bind(id)
-    .bind(project_id)
-    .fetch_optional(conn)
-    .await?;
+    let phase =
+        sqlx::query_as(concat!("select ", columns!(), " from crewcast.phases where id = $1 and project_id = $2"))
+            .bind(id)
+            .bind(project_id)
+            .fetch_optional(conn)
+            .await?;
     phase.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, phase: &Phase) -> Result<Phase> {
-    sqlx::query_as(
+async fn store(conn: &mut PgConnection, phase: &Phase, changed: &Changed) -> Result<Phase> {
+    sqlx::query_as(concat!(
         "update crewcast.phases
-         set name = $2, status = $3, starts_on = $4, ends_on = $5, position = $6, version = version + 1
+         set name = $2, status = $3, starts_on = $4, ends_on = $5, position = $6, version = version + 1,
+             field_versions = field_versions || $7
          where id = $1
-         returning id, project_id, name, status, starts_on, ends_on, position, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(phase.id)
     .bind(&phase.name)
     .bind(&phase.status)
     .bind(phase.starts_on)
     .bind(phase.ends_on)
     .bind(phase.position)
+    .bind(changed.versions(phase.version + 1))
     .fetch_one(conn)
     .await
     .on_constraint("phases_dates", dates_reversed)

@@ -10,7 +10,6 @@
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::ETAG},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -27,8 +26,15 @@ use crate::{
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Slug, Text},
     log::NewEvent,
-    web::{Body, Changed, IfMatch, Page, Patch, PathArg, Query, Seen, current, etag, made, present},
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
 };
+
+/// A project's columns.
+macro_rules! columns {
+    () => {
+        "id, name, division, status, starts_on, ends_on, notes, version, field_versions, created_at, updated_at"
+    };
+}
 
 /// What a caller may read: `$1` everything, `$2` their divisions, `$3` their `sub`.
 macro_rules! readable {
@@ -57,10 +63,24 @@ struct Project {
     ends_on: Option<Date>,
     notes: String,
     version: i64,
+    #[serde(skip)]
+    field_versions: FieldVersions,
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     updated_at: OffsetDateTime,
+}
+
+impl Entity for Project {
+    const NOUN: &'static str = "project";
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
+    }
 }
 
 /// Where a project stands, or a phase of one.
@@ -122,8 +142,9 @@ async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) ->
     let after = page.after_id()?;
     let mut read = db.read().await?;
     let projects: Vec<Project> = sqlx::query_as(concat!(
-        "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at
-         from crewcast.projects project
+        "select ",
+        columns!(),
+        " from crewcast.projects project
          where id > $4 and deleted_at is null and ",
         readable!(),
         " order by id limit $5"
@@ -138,13 +159,13 @@ async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) ->
     Ok(Seen::at(&read, page.list(projects, |project| project.id.to_string())).into_response())
 }
 
-async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
-    let mut tx = db.write().await?;
-    let project: Project = sqlx::query_as(
+async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+    let project: Project = sqlx::query_as(concat!(
         "insert into crewcast.projects (id, name, division, status, starts_on, ends_on, notes)
          values ($1, $2, $3, $4, $5, $6, $7)
-         returning id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(Uuid::now_v7())
     .bind(make.name.as_str())
     .bind(make.division.as_str())
@@ -157,50 +178,40 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .on_constraint("projects_division", no_such_division)
     .on_constraint("projects_dates", dates_reversed)?;
     tx.append(NewEvent::new("project:created", rooms(&project, None), project.version, &project));
-    tx.commit().await?;
-    Ok(made(format!("/v1/projects/{}", project.id), project.version, project))
+    tx.commit(Answer::made(format!("/v1/projects/{}", project.id), &project)).await
 }
 
 async fn read(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
     let mut read = db.read().await?;
     let (project, _) = find(&mut read, &caller, id, false).await?;
-    Ok(([(ETAG, etag(project.version))], Seen::at(&read, project)).into_response())
+    Ok(Seen::entity(&read, project).into_response())
 }
 
 async fn change(
-    State(db): State<Db>,
     caller: Caller,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Body(change): Body<Change>,
-) -> Result<Response> {
-    let mut tx = db.write().await?;
+    Mutation { mut tx, body: change }: Mutation<Change>,
+) -> Result<Answer> {
     let old = find_to_edit(&mut tx, &caller, id).await?;
-    if_match.require("project", old.version, &old)?;
     let mut new = old.clone();
-    let fields = change.apply(&mut new);
-    if fields.is_empty() {
-        return Ok(current(old.version, old));
+    let changed = change.apply(&mut new);
+    if_match.merge(&old, &changed)?;
+    if changed.is_empty() {
+        return tx.commit(Answer::current(&old)).await;
     }
-    let new = store(&mut tx, &new).await?;
-    for (field, value) in fields.iter() {
+    let new = store(&mut tx, &new, &changed).await?;
+    for (field, value) in changed.iter() {
         let data = json!({ "projectId": id, "field": field, "newValue": value, "updatedBy": caller.sub });
         tx.append(NewEvent::new("project:updated", rooms(&new, Some(&old)), new.version, &data));
     }
-    tx.commit().await?;
-    Ok(current(new.version, new))
+    tx.commit(Answer::current(&new)).await
 }
 
-async fn delete(
-    State(db): State<Db>,
-    caller: Caller,
-    PathArg(id): PathArg<Uuid>,
-    if_match: IfMatch,
-) -> Result<StatusCode> {
-    let mut tx = db.write().await?;
+async fn delete(caller: Caller, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
     let (mut project, _) = find(&mut tx, &caller, id, true).await?;
     Manages::try_from(caller)?;
-    if_match.require("project", project.version, &project)?;
+    if_match.require(&project)?;
     sqlx::query("update crewcast.projects set deleted_at = now(), version = version + 1 where id = $1")
         .bind(id)
         .execute(&mut *tx)
@@ -208,8 +219,7 @@ async fn delete(
     project.version += 1;
     tx.append(NewEvent::new("project:deleted", rooms(&project, None), project.version, &project));
     capacity::release(&mut tx, id).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
 impl Change {
@@ -258,9 +268,10 @@ async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) ->
     macro_rules! find {
         ($lock:literal) => {
             concat!(
-                "select id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at,
-                        $1 or exists (select from crewcast.members
-                                      where project_id = project.id and sub = $3 and role = 'editor') as edits
+                "select ",
+                columns!(),
+                ", $1 or exists (select from crewcast.members
+                                 where project_id = project.id and sub = $3 and role = 'editor') as edits
                  from crewcast.projects project
                  where id = $4 and deleted_at is null and ",
                 readable!(),
@@ -286,14 +297,15 @@ async fn find_to_edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Res
     }
 }
 
-async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
-    sqlx::query_as(
+async fn store(conn: &mut PgConnection, project: &Project, changed: &Changed) -> Result<Project> {
+    sqlx::query_as(concat!(
         "update crewcast.projects
          set name = $2, division = $3, status = $4, starts_on = $5, ends_on = $6, notes = $7,
-             version = version + 1, updated_at = now()
+             version = version + 1, field_versions = field_versions || $8, updated_at = now()
          where id = $1
-         returning id, name, division, status, starts_on, ends_on, notes, version, created_at, updated_at",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(project.id)
     .bind(&project.name)
     .bind(&project.division)
@@ -301,6 +313,7 @@ async fn store(conn: &mut PgConnection, project: &Project) -> Result<Project> {
     .bind(project.starts_on)
     .bind(project.ends_on)
     .bind(&project.notes)
+    .bind(changed.versions(project.version + 1))
     .fetch_one(conn)
     .await
     .on_constraint("projects_division", no_such_division)

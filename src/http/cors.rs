@@ -6,9 +6,14 @@ use axum::http::{
 };
 use tower_http::cors::CorsLayer;
 
+use super::limit::{RATELIMIT, RATELIMIT_POLICY};
 use crate::{
     config::Origin,
-    web::{CREWCAST_CURSOR, request::X_REQUEST_ID},
+    web::{
+        CREWCAST_CURSOR,
+        mutation::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED},
+        request::X_REQUEST_ID,
+    },
 };
 
 /// How long a browser may remember what a preflight was told, in seconds; Chromium remembers no longer.
@@ -22,9 +27,17 @@ pub(super) fn layer(origins: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, IF_MATCH, LAST_EVENT_ID, IDEMPOTENCY_KEY])
-        .expose_headers([ETAG, LOCATION, RETRY_AFTER, CREWCAST_CURSOR, X_REQUEST_ID])
+        .expose_headers([
+            ETAG,
+            LOCATION,
+            RETRY_AFTER,
+            CREWCAST_CURSOR,
+            IDEMPOTENT_REPLAYED,
+            RATELIMIT,
+            RATELIMIT_POLICY,
+            X_REQUEST_ID,
+        ])
         .max_age(std::time::Duration::from_secs(MAX_AGE_S))
 }
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

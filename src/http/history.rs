@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::Room,
     log::{self, Event, Position, Reader, Reading, Scope, Snapshot, retention},
-    web::{List, Page, PathArg, Query, Seen},
+    web::{self, List, Page, PathArg, Query, Seen},
 };
 
 /// A stretch of a room's history with more events than this is cut at a noted position, so that nothing sorts a whole
@@ -62,7 +62,7 @@ pub(super) async fn room(
     PathArg(room): PathArg<String>,
     Query(page): Query<Page>,
 ) -> Result<Response> {
-    let room: Room = room.parse().map_err(|error| Error::new(Code::InvalidRoom, format!("{error}.")))?;
+    let room = web::room(&room)?;
     if app.joins.may_join(&caller, std::slice::from_ref(&room)).await? != [true] {
         return Err(Error::forbidden("You may not join this room."));
     }

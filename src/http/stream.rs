@@ -16,7 +16,7 @@ use axum::{
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::come_back::STREAM_HEADERS;
+use super::{address::Address, come_back::STREAM_HEADERS, security::Kind};
 use crate::{
     app::App,
     auth::{
@@ -48,6 +48,7 @@ pub(super) async fn ticket(State(tickets): State<Tickets>, caller: Caller) -> Re
 /// Opens a stream.
 pub(super) async fn events(
     State(app): State<App>,
+    address: Address,
     Listener { caller, ticket }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
@@ -65,7 +66,11 @@ pub(super) async fn events(
         last_event_id: last_event_id(&headers, parameters.last_event_id),
         expires_at: caller.expires_at,
     };
-    let session = Session::open(&app.hub, opening).await?;
+    let session = Session::open(&app.hub, opening).await.inspect_err(|error| {
+        if error.code() == Code::TooManyStreams {
+            app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
+        }
+    })?;
     Ok((STREAM_HEADERS, Body::new(Listening { session, _ticket: ticket })).into_response())
 }
 

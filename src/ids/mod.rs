@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::de::{Deserializer, Visitor};
 use uuid::Uuid;
 
-pub use calendar::{Day, Week};
+pub use calendar::{Day, TimeOfDay, TimeZone, Week};
 pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter};
 pub use text::{InvalidText, Text};
 

@@ -2,11 +2,12 @@
 
 use axum::{
     Json,
-    http::{HeaderName, HeaderValue},
+    http::{HeaderName, HeaderValue, header::ETAG},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
+use super::{Entity, etag};
 use crate::{db::Read, log::Position};
 
 /// The header with the position of the snapshot that an answer was read from: a stream that resumes from it begins
@@ -17,19 +18,32 @@ pub const CREWCAST_CURSOR: HeaderName = HeaderName::from_static("crewcast-cursor
 #[derive(Debug)]
 pub struct Seen<T> {
     cursor: Position,
+    version: Option<i64>,
     data: T,
 }
 
 impl<T> Seen<T> {
     /// Data from this read.
     pub fn at(read: &Read, data: T) -> Self {
-        Self { cursor: read.cursor().clone(), data }
+        Self { cursor: read.cursor().clone(), version: None, data }
+    }
+
+    /// An entity from this read.
+    pub fn entity(read: &Read, entity: T) -> Self
+    where
+        T: Entity,
+    {
+        Self { version: Some(entity.version()), ..Self::at(read, entity) }
     }
 }
 
 impl<T: Serialize> IntoResponse for Seen<T> {
     fn into_response(self) -> Response {
         let cursor = HeaderValue::try_from(self.cursor.to_string()).expect("a position is visible ASCII");
-        ([(CREWCAST_CURSOR, cursor)], Json(self.data)).into_response()
+        let mut response = ([(CREWCAST_CURSOR, cursor)], Json(self.data)).into_response();
+        if let Some(version) = self.version {
+            response.headers_mut().insert(ETAG, etag(version));
+        }
+        response
     }
 }

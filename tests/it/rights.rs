@@ -100,6 +100,9 @@ fn table() -> Vec<Row> {
         ("GET", "/v1/assignments/{a}", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("PATCH", "/v1/assignments/{a}", json!({ "hours": 4 }), [403, 403, 403, 403, 200, 200, 200, 401]),
         ("DELETE", "/v1/assignments/{a}", Value::Null, [403, 403, 403, 403, 204, 204, 204, 401]),
+        ("GET", "/v1/me", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("GET", "/v1/me/preferences", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
+        ("PUT", "/v1/me/preferences", json!({}), [200, 200, 200, 200, 200, 200, 403, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("POST", "/v1/stream-tickets", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
         ("GET", "/v1/events/{s}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
@@ -109,6 +112,12 @@ fn table() -> Vec<Row> {
         ("GET", "/events?rooms=topic:x", Value::Null, [403, 403, 403, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=user:eve", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
         ("GET", "/v1/rooms/project:{p}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
+        (
+            "POST",
+            "/v1/rooms/topic:x/events",
+            json!({ "type": "a:b", "data": {} }),
+            [403, 403, 403, 403, 403, 201, 201, 401],
+        ),
         ("GET", "/v1/rooms/project:{d}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/v1/rooms/user:eve/events", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
     ]
@@ -136,7 +145,18 @@ async fn every_route_answers_every_role_as_the_table_says() {
 }
 
 /// Routes that take no token, so that nobody has a right to them.
-const OPEN: [&str; 4] = ["/healthz", "/metrics", "/readyz", "/stats"];
+const OPEN: [&str; 10] = [
+    "/docs",
+    "/docs/api",
+    "/docs/problems",
+    "/docs/problems/{code}",
+    "/docs/stream",
+    "/healthz",
+    "/metrics",
+    "/openapi.yaml",
+    "/readyz",
+    "/stats",
+];
 
 #[test]
 fn the_table_has_every_route() {

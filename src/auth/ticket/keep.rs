@@ -1,4 +1,4 @@
-//! Keeping tickets good while they have streams, and letting go of those that nobody can want any more.
+//! Keeping tickets good while they have streams.
 
 use std::{
     collections::HashMap,
@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use sqlx::PgConnection;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +15,6 @@ use crate::{
     error::{Error, Result},
     metrics::{Gauge, Metrics},
 };
-
-/// How long after it ran out a ticket is kept at least: a node that was cut off from Postgres may still have its streams.
-const KEPT: Duration = Duration::from_hours(1);
-
-/// Tickets that one statement deletes, at most.
-const DELETED_MAX: i64 = 1000;
 
 /// The wait before what failed is tried again, at most.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,12 +27,6 @@ pub const RENEW: &str = "
     with held as (select digest from crewcast.tickets where digest = any($1) order by digest for no key update)
     update crewcast.tickets set good_until = least(now() + make_interval(secs => $2), ends_at)
     where digest = any(array(select digest from held))";
-
-/// Deletes tickets that ran out more than `$1` seconds ago, the oldest first, `$2` at most.
-pub const DELETE: &str = "
-    delete from crewcast.tickets where digest = any(array(
-        select digest from crewcast.tickets where good_until < now() - make_interval(secs => $1)
-        order by good_until limit $2 for update skip locked))";
 
 /// The tickets that have streams on this node, and how many. Bounded by those.
 #[derive(Debug)]
@@ -102,59 +89,39 @@ pub(super) struct Keeper {
 }
 
 impl Keeper {
-    /// Renews and deletes until `stop`.
+    /// Renews until `stop`.
     pub(super) async fn run(self) {
         let (every, stop) = (self.settings.idle / 8, self.stop.clone());
         let mut wait = every;
         while stop.run_until_cancelled(sleep(wait)).await.is_some() {
-            let Some(kept) = stop.run_until_cancelled(self.keep()).await else { return };
-            let Err(error) = kept else {
-                wait = every;
-                continue;
+            wait = match stop.run_until_cancelled(self.renew()).await {
+                Some(Ok(())) => every,
+                Some(Err(error)) => {
+                    // That Postgres is out of reach is told by whoever found out.
+                    if self.db.is_reachable() {
+                        tracing::warn!(%error, "tickets cannot be renewed; trying again");
+                    }
+                    every.min(RETRY)
+                }
+                None => return,
             };
-            // That Postgres is out of reach is told by whoever found out.
-            if self.db.is_reachable() {
-                tracing::warn!(%error, "tickets cannot be renewed; trying again");
-            }
-            wait = every.min(RETRY);
         }
     }
 
-    async fn keep(&self) -> Result<()> {
-        let mut conn = self.db.acquire().await?;
-        let keeping = async {
-            self.renew(&mut conn).await?;
-            self.delete(&mut conn).await
-        };
-        let kept = timeout(self.settings.statement_timeout, keeping).await;
-        let kept = kept.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer.")));
-        if kept.is_err() {
-            // It may be in the middle of an answer that never comes.
-            conn.close_on_drop();
-        }
-        kept
-    }
-
-    async fn renew(&self, conn: &mut PgConnection) -> Result<()> {
+    async fn renew(&self) -> Result<()> {
         let open = self.open.digests();
         if open.is_empty() {
             return Ok(());
         }
         let digests: Vec<&[u8]> = open.iter().map(|digest| &digest.0[..]).collect();
-        let ahead = self.settings.ahead().as_secs_f64();
-        let renewed = sqlx::query(RENEW).bind(digests).bind(ahead).execute(conn).await?;
-        self.metrics.tickets_renewed.inc_by(renewed.rows_affected());
+        let mut conn = self.db.acquire().await?;
+        let renew = sqlx::query(RENEW).bind(digests).bind(self.settings.ahead().as_secs_f64());
+        let Ok(renewed) = timeout(self.settings.statement_timeout, renew.execute(&mut *conn)).await else {
+            // It is in the middle of an answer that never comes.
+            conn.close_on_drop();
+            return Err(Error::unavailable("The database does not answer."));
+        };
+        self.metrics.tickets_renewed.inc_by(renewed?.rows_affected());
         Ok(())
-    }
-
-    async fn delete(&self, conn: &mut PgConnection) -> Result<()> {
-        let kept = KEPT + self.db.lost_lately(self.settings.idle);
-        loop {
-            let deleted = sqlx::query(DELETE).bind(kept.as_secs_f64()).bind(DELETED_MAX).execute(&mut *conn).await?;
-            self.metrics.tickets_deleted.inc_by(deleted.rows_affected());
-            if deleted.rows_affected() < DELETED_MAX.unsigned_abs() {
-                return Ok(());
-            }
-        }
     }
 }

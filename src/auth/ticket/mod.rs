@@ -12,7 +12,7 @@
 //!
 //! While Postgres is out of reach nobody can use a ticket, nor prolong it. That time does not count: for as long as `idle`
 //! after an outage a ticket may have run out by as much as the outage lasted. Renewing does not ask whether a ticket had run
-//! out, and one that has is deleted only much later.
+//! out, and one that has is swept away only much later.
 
 mod judge;
 mod keep;
@@ -37,16 +37,16 @@ use self::{
 use super::{Caller, Verifier, missing};
 use crate::{
     db::{
-        Db,
+        Db, Sweep,
         desk::{Desk, DeskSettings},
     },
-    error::{Code, Error, Result},
+    error::{Code, Credentials, Error, Result},
     metrics::Metrics,
 };
 
 pub use self::{
     judge::USE,
-    keep::{DELETE, Held, RENEW},
+    keep::{Held, RENEW},
 };
 
 /// What every ticket begins with, so that people and scanners know one when they see it.
@@ -65,6 +65,21 @@ pub const MAKE: &str = "
     select $1, $2, $3, least(now() + make_interval(secs => $4), $5), $5
     where (select count(*) from (select from crewcast.tickets where sub = $2 and good_until > now() limit $6) as good) < $6
     returning good_until";
+
+/// Deletes the tickets that ran out longest ago. `$1`: how long ago they must have, in seconds, `$2`: how many at most.
+pub const SWEEP: &str = "
+    delete from crewcast.tickets where digest = any(array(
+        select digest from crewcast.tickets where good_until < now() - make_interval(secs => $1)
+        order by good_until limit $2 for update skip locked))";
+
+/// How long a ticket that ran out is kept: a node that was cut off from Postgres may still have its streams, and one that
+/// is there can be told from one that never was.
+const KEPT: Duration = Duration::from_hours(24);
+
+/// What deletes tickets that nobody can want any more.
+pub fn sweep() -> Sweep {
+    Sweep { statement: SWEEP, age: KEPT }
+}
 
 /// What bounds tickets.
 #[derive(Debug, Clone, Copy)]
@@ -232,9 +247,15 @@ impl Tickets {
                 self.metrics.tickets_used.inc();
                 Ok((*caller, Held::new(self.open.clone(), digest)))
             }
-            Verdict::RanOut => Err(self.refuse("expired", "The ticket has expired; make another one.")),
+            Verdict::RanOut => {
+                let refusal = self.refuse("expired", "The ticket has expired; make another one.");
+                Err(refusal.with_credentials(Credentials::Expired))
+            }
+            // One that was swept away looks the same, as a laptop that wakes up has it; and nobody guesses one.
             Verdict::Unknown => {
-                Err(self.refuse("unknown", "There is no such ticket, or it expired long ago; make another one."))
+                let refusal =
+                    self.refuse("unknown", "There is no such ticket, or it expired long ago; make another one.");
+                Err(refusal.with_credentials(Credentials::Expired))
             }
         }
     }

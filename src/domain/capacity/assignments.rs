@@ -8,22 +8,28 @@
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::ETAG},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Connection as _, PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
 use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
 use crate::{
     auth::{Caller, Manages},
-    db::{Db, Write},
+    db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
-    web::{Body, Changed, IfMatch, Page, PathArg, Query, Seen, current, etag, made, present},
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
 };
+
+/// An assignment's columns.
+macro_rules! columns {
+    () => {
+        "id, employee_id, project_id, week, hours::float8 as hours, version, field_versions"
+    };
+}
 
 /// The routes.
 pub(super) fn router() -> Router<Domain> {
@@ -42,6 +48,20 @@ struct Assignment {
     week: String,
     hours: Number,
     version: i64,
+    #[serde(skip)]
+    field_versions: FieldVersions,
+}
+
+impl Entity for Assignment {
+    const NOUN: &'static str = "assignment";
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
+    }
 }
 
 impl Assignment {
@@ -96,10 +116,8 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
 impl Filter {
     /// Only what was asked for stands in it, so that each combination has the index that serves it.
     fn statement(&self) -> Result<QueryBuilder<Postgres>> {
-        let mut statement = QueryBuilder::new(
-            "select id, employee_id, project_id, week, hours::float8 as hours, version
-             from crewcast.assignments as assignment where id > ",
-        );
+        let mut statement =
+            QueryBuilder::new(concat!("select ", columns!(), " from crewcast.assignments as assignment where id > "));
         statement.push_bind(self.page.after_id()?);
         if let Some(id) = self.employee_id {
             statement.push(" and employee_id = ").push_bind(id);
@@ -120,16 +138,16 @@ impl Filter {
     }
 }
 
-async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
-    let mut tx = db.write().await?;
+async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
     Locked::take(&mut tx, &[make.project_id], &[make.employee_id])
         .await?
         .require(Some(make.project_id), Some(make.employee_id))?;
     let before = capacity_of(&mut tx, &[(make.employee_id, make.week.to_string())]).await?;
-    let assignment: Assignment = sqlx::query_as(
+    let assignment: Assignment = sqlx::query_as(concat!(
         "insert into crewcast.assignments (id, employee_id, project_id, week, hours) values ($1, $2, $3, $4, $5)
-         returning id, employee_id, project_id, week, hours::float8 as hours, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(Uuid::now_v7())
     .bind(make.employee_id)
     .bind(make.project_id)
@@ -139,44 +157,41 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .await
     .on_constraint("assignments_once", exists_already)?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(made(format!("/v1/assignments/{}", assignment.id), assignment.version, assignment))
+    tx.commit(Answer::made(format!("/v1/assignments/{}", assignment.id), &assignment)).await
 }
 
 async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
     let mut read = db.read().await?;
     let assignment = find(&mut read, id).await?;
-    Ok(([(ETAG, etag(assignment.version))], Seen::at(&read, assignment)).into_response())
+    Ok(Seen::entity(&read, assignment).into_response())
 }
 
 async fn change(
-    State(db): State<Db>,
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Body(change): Body<Change>,
-) -> Result<Response> {
-    let (mut tx, old) = hold(&db, id, &change).await?;
-    if_match.require("assignment", old.version, &old)?;
+    Mutation { mut tx, body: change }: Mutation<Change>,
+) -> Result<Answer> {
+    let old = hold(&mut tx, id, &change).await?;
     let mut new = old.clone();
-    if change.apply(&mut new).is_empty() {
-        return Ok(current(old.version, old));
+    let changed = change.apply(&mut new);
+    if_match.merge(&old, &changed)?;
+    if changed.is_empty() {
+        return tx.commit(Answer::current(&old)).await;
     }
     let before = capacity_of(&mut tx, &[old.key(), new.key()]).await?;
-    let new = store(&mut tx, &new).await?;
+    let new = store(&mut tx, &new, &changed).await?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(current(new.version, new))
+    tx.commit(Answer::current(&new)).await
 }
 
-async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
-    let (mut tx, assignment) = hold(&db, id, &Change::default()).await?;
-    if_match.require("assignment", assignment.version, &assignment)?;
+async fn delete(_: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+    let assignment = hold(&mut tx, id, &Change::default()).await?;
+    if_match.require(&assignment)?;
     let before = capacity_of(&mut tx, &[assignment.key()]).await?;
     sqlx::query("delete from crewcast.assignments where id = $1").bind(id).execute(&mut *tx).await?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
 impl Change {
@@ -221,49 +236,51 @@ impl Locked {
     }
 }
 
-/// Begins a change of an assignment, with all that it touches locked.
+/// An assignment that is to be changed, with all that the change touches locked.
 ///
 /// The assignment says what is to be locked and can be read only before that. If another change moved it in the
-/// meantime, this one begins anew: a lock added out of order could close a circle. Each turn means that somebody else
-/// got theirs done.
-async fn hold(db: &Db, id: Uuid, change: &Change) -> Result<(Write, Assignment)> {
+/// meantime, what was locked is given free again: a lock added out of order could close a circle. Each turn means that
+/// somebody else got theirs done.
+async fn hold(conn: &mut PgConnection, id: Uuid, change: &Change) -> Result<Assignment> {
     loop {
-        let mut tx = db.write().await?;
-        let seen = find(&mut tx, id).await?;
+        let mut turn = conn.begin().await?;
+        let seen = find(&mut turn, id).await?;
         let projects: Vec<Uuid> = [seen.project_id].into_iter().chain(change.project_id).collect();
         let employees: Vec<Uuid> = [seen.employee_id].into_iter().chain(change.employee_id).collect();
-        let locked = Locked::take(&mut tx, &projects, &employees).await?;
-        let held = find(&mut tx, id).await?;
+        let locked = Locked::take(&mut turn, &projects, &employees).await?;
+        let held = find(&mut turn, id).await?;
         if (held.project_id, held.employee_id) == (seen.project_id, seen.employee_id) {
             locked.require(change.project_id, change.employee_id)?;
-            return Ok((tx, held));
+            turn.commit().await?;
+            return Ok(held);
         }
+        turn.rollback().await?;
     }
 }
 
 async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Assignment> {
-    let assignment = sqlx::query_as(
-        "select id, employee_id, project_id, week, hours::float8 as hours, version
-         from crewcast.assignments where id = $1",
-    )
-    .bind(id)
-    .fetch_optional(conn)
-    .await?;
+    let assignment = sqlx::query_as(concat!("select ", columns!(), " from crewcast.assignments where id = $1"))
+        .bind(id)
+        .fetch_optional(conn)
+        .await?;
     assignment.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, assignment: &Assignment) -> Result<Assignment> {
-    sqlx::query_as(
+async fn store(conn: &mut PgConnection, assignment: &Assignment, changed: &Changed) -> Result<Assignment> {
+    sqlx::query_as(concat!(
         "update crewcast.assignments
-         set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1
+         set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1,
+             field_versions = field_versions || $6
          where id = $1
-         returning id, employee_id, project_id, week, hours::float8 as hours, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(assignment.id)
     .bind(assignment.employee_id)
     .bind(assignment.project_id)
     .bind(&assignment.week)
     .bind(assignment.hours)
+    .bind(changed.versions(assignment.version + 1))
     .fetch_one(conn)
     .await
     .on_constraint("assignments_once", exists_already)

@@ -9,7 +9,6 @@
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header::ETAG},
     response::{IntoResponse, Response},
     routing::{get, put},
 };
@@ -23,8 +22,15 @@ use crate::{
     db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
-    web::{Body, Changed, IfMatch, Page, PathArg, Query, Seen, current, etag, made, present},
+    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
 };
+
+/// An employee's columns.
+macro_rules! columns {
+    () => {
+        "id, name, division, weekly_hours::float8 as weekly_hours, version, field_versions"
+    };
+}
 
 /// The routes.
 pub(super) fn router() -> Router<Domain> {
@@ -43,6 +49,20 @@ struct Employee {
     division: String,
     weekly_hours: Number,
     version: i64,
+    #[serde(skip)]
+    field_versions: FieldVersions,
+}
+
+impl Entity for Employee {
+    const NOUN: &'static str = "employee";
+
+    fn version(&self) -> i64 {
+        self.version
+    }
+
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
+    }
 }
 
 type Name = Text<1, 200>;
@@ -83,12 +103,13 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;
-    let employees: Vec<Employee> = sqlx::query_as(
-        "select id, name, division, weekly_hours::float8 as weekly_hours, version
-         from crewcast.employees
+    let employees: Vec<Employee> = sqlx::query_as(concat!(
+        "select ",
+        columns!(),
+        " from crewcast.employees
          where id > $1 and ($2::text is null or division = $2)
-         order by id limit $3",
-    )
+         order by id limit $3"
+    ))
     .bind(after)
     .bind(filter.division.as_ref().map(Slug::as_str))
     .bind(page.rows())
@@ -97,12 +118,11 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
     Ok(Seen::at(&read, page.list(employees, |employee| employee.id.to_string())).into_response())
 }
 
-async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
-    let mut tx = db.write().await?;
-    let employee: Employee = sqlx::query_as(
-        "insert into crewcast.employees (id, name, division, weekly_hours) values ($1, $2, $3, $4)
-         returning id, name, division, weekly_hours::float8 as weekly_hours, version",
-    )
+async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+    let employee: Employee = sqlx::query_as(concat!(
+        "insert into crewcast.employees (id, name, division, weekly_hours) values ($1, $2, $3, $4) returning ",
+        columns!()
+    ))
     .bind(Uuid::now_v7())
     .bind(make.name.as_str())
     .bind(make.division.as_str())
@@ -110,42 +130,38 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .fetch_one(&mut *tx)
     .await
     .on_constraint("employees_division", no_such_division)?;
-    tx.commit().await?;
-    Ok(made(format!("/v1/employees/{}", employee.id), employee.version, employee))
+    tx.commit(Answer::made(format!("/v1/employees/{}", employee.id), &employee)).await
 }
 
 async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
     let mut read = db.read().await?;
     let employee = find(&mut read, id).await?;
-    Ok(([(ETAG, etag(employee.version))], Seen::at(&read, employee)).into_response())
+    Ok(Seen::entity(&read, employee).into_response())
 }
 
 async fn change(
-    State(db): State<Db>,
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Body(change): Body<Change>,
-) -> Result<Response> {
-    apply(&db, id, &if_match, change).await
+    Mutation { tx, body: change }: Mutation<Change>,
+) -> Result<Answer> {
+    apply(tx, id, &if_match, change).await
 }
 
 async fn set_capacity(
-    State(db): State<Db>,
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Body(set): Body<SetCapacity>,
-) -> Result<Response> {
+    Mutation { tx, body: set }: Mutation<SetCapacity>,
+) -> Result<Answer> {
     let change = Change { weekly_hours: Some(set.weekly_hours), ..Change::default() };
-    apply(&db, id, &if_match, change).await
+    apply(tx, id, &if_match, change).await
 }
 
-async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
-    let mut tx = db.write().await?;
+async fn delete(_: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
     lock(&mut tx, &[id]).await?;
     let employee = find(&mut tx, id).await?;
-    if_match.require("employee", employee.version, &employee)?;
+    if_match.require(&employee)?;
     if !assignments::weeks_ahead(&mut tx, id).await?.is_empty() {
         return Err(in_use());
     }
@@ -154,24 +170,23 @@ async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if
     assignments::delete_of_employee(&mut tx, id).await?;
     tell(&mut tx, before).await?;
     sqlx::query("delete from crewcast.employees where id = $1").bind(id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
-async fn apply(db: &Db, id: Uuid, if_match: &IfMatch, change: Change) -> Result<Response> {
-    let mut tx = db.write().await?;
+async fn apply(mut tx: Tx, id: Uuid, if_match: &IfMatch, change: Change) -> Result<Answer> {
     lock(&mut tx, &[id]).await?;
-    let mut employee = find(&mut tx, id).await?;
-    if_match.require("employee", employee.version, &employee)?;
-    if change.apply(&mut employee).is_empty() {
-        return Ok(current(employee.version, employee));
+    let old = find(&mut tx, id).await?;
+    let mut employee = old.clone();
+    let changed = change.apply(&mut employee);
+    if_match.merge(&old, &changed)?;
+    if changed.is_empty() {
+        return tx.commit(Answer::current(&old)).await;
     }
     let ahead = assignments::weeks_ahead(&mut tx, id).await?;
     let before = capacity_of(&mut tx, &ahead).await?;
-    let employee = store(&mut tx, &employee).await?;
+    let employee = store(&mut tx, &employee, &changed).await?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(current(employee.version, employee))
+    tx.commit(Answer::current(&employee)).await
 }
 
 impl Change {
@@ -206,26 +221,26 @@ pub(super) async fn lock_those_on(conn: &mut PgConnection, project_id: Uuid) -> 
 }
 
 async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Employee> {
-    let employee = sqlx::query_as(
-        "select id, name, division, weekly_hours::float8 as weekly_hours, version
-         from crewcast.employees where id = $1",
-    )
-    .bind(id)
-    .fetch_optional(conn)
-    .await?;
+    let employee = sqlx::query_as(concat!("select ", columns!(), " from crewcast.employees where id = $1"))
+        .bind(id)
+        .fetch_optional(conn)
+        .await?;
     employee.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, employee: &Employee) -> Result<Employee> {
-    sqlx::query_as(
-        "update crewcast.employees set name = $2, division = $3, weekly_hours = $4, version = version + 1
+async fn store(conn: &mut PgConnection, employee: &Employee, changed: &Changed) -> Result<Employee> {
+    sqlx::query_as(concat!(
+        "update crewcast.employees
+         set name = $2, division = $3, weekly_hours = $4, version = version + 1, field_versions = field_versions || $5
          where id = $1
-         returning id, name, division, weekly_hours::float8 as weekly_hours, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(employee.id)
     .bind(&employee.name)
     .bind(&employee.division)
     .bind(employee.weekly_hours)
+    .bind(changed.versions(employee.version + 1))
     .fetch_one(conn)
     .await
     .on_constraint("employees_division", no_such_division)

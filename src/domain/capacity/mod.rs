@@ -29,11 +29,11 @@ use self::hours::{Hours, Number};
 use super::{Domain, projects};
 use crate::{
     auth::Caller,
-    db::{Db, Write},
+    db::Db,
     error::Result,
     ids::{Slug, Week},
     log::NewEvent,
-    web::{Page, Query, Seen},
+    web::{Page, Query, Seen, Tx},
 };
 
 /// The week that it is now.
@@ -114,7 +114,7 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
 ///
 /// # Errors
 /// When Postgres refuses.
-pub(super) async fn release(tx: &mut Write, project_id: Uuid) -> Result<()> {
+pub(super) async fn release(tx: &mut Tx, project_id: Uuid) -> Result<()> {
     employees::lock_those_on(tx, project_id).await?;
     let weeks = assignments::weeks_of_project(tx, project_id).await?;
     let before = capacity_of(tx, &weeks).await?;
@@ -135,7 +135,7 @@ async fn capacity_of(conn: &mut PgConnection, weeks: &[Key]) -> Result<Vec<Capac
 }
 
 /// Tells of the weeks that are not what they were. Their employees are locked since before that was read.
-async fn tell(tx: &mut Write, before: Vec<Capacity>) -> Result<()> {
+async fn tell(tx: &mut Tx, before: Vec<Capacity>) -> Result<()> {
     let weeks: Vec<Key> = before.iter().map(|before| (before.employee_id, before.week.clone())).collect();
     let now = capacity_of(tx, &weeks).await?;
     for (before, now) in before.iter().zip(&now).filter(|(before, now)| before != now) {

@@ -83,6 +83,28 @@ async fn a_node_with_as_many_streams_as_it_may_have_sends_browsers_away_for_long
 }
 
 #[tokio::test]
+async fn who_has_reached_a_limit_comes_back_when_it_lets_them() {
+    let url = database().await;
+    let server = server(&url, &["--streams-per-user=1", "--connects-per-minute=6"]).await;
+    let (ana, browser) = (Client::admin(&server), Client::nobody(&server));
+    let query = format!("ticket={}", ana.ticket().await);
+    let mut stream = browser.stream(&query, "").await;
+    stream.expect("stream:open").await;
+    assert_eq!(honest(&ana, "", "").await, (429, "too_many_streams".to_owned(), Some(10)));
+    let reconnect_ms = told(&browser, &query, "", "limit").await;
+    assert!((10_000..=20_000).contains(&reconnect_ms), "{reconnect_ms}");
+    // The address has three left, which others use up.
+    for _ in 0..3 {
+        Client::new(&server, &token("ben", &[])).request(Method::GET, "/events").send().await.unwrap();
+    }
+    assert_eq!(honest(&ana, "", "").await, (429, "rate_limited".to_owned(), Some(10)));
+    let reconnect_ms = told(&browser, &query, "", "limit").await;
+    assert!((10_000..=20_000).contains(&reconnect_ms), "{reconnect_ms}");
+    drop(stream);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_node_that_shuts_down_sends_browsers_to_the_next() {
     let url = database().await;
     let far = server(&url, &[]).await;

@@ -1,6 +1,6 @@
 //! The statements about tickets: few, fast, and never in each other's way.
 
-use crewcast::auth::ticket::{DELETE, MAKE, RENEW, USE};
+use crewcast::auth::ticket::{MAKE, RENEW, SWEEP, USE};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -116,7 +116,7 @@ async fn a_few_of_many_tickets_are_found_by_index() {
     let statements = [
         (USE, "bytea[], float8, float8", format!("{digests}, 600, 0"), 3),
         (RENEW, "bytea[], float8", format!("{digests}, 600"), 0),
-        (DELETE, "float8, bigint", "3600, 10".to_owned(), 0),
+        (SWEEP, "float8, bigint", "3600, 10".to_owned(), 0),
         (
             MAKE,
             "bytea, text, jsonb, float8, timestamptz, bigint",
