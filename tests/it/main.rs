@@ -3,6 +3,7 @@
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
 mod bounds;
+mod browser;
 mod buffers;
 mod capacity;
 mod cli;
