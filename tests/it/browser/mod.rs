@@ -4,7 +4,10 @@
 //! number once and in order.
 
 mod cable;
+mod chromium;
 mod curl;
 mod faults;
 mod numbers;
+mod page;
+mod resume;
 mod site;
