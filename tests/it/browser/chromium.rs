@@ -161,6 +161,14 @@ impl Browser {
         text.map_or_else(|error| error, |text| text.as_str().unwrap_or_default().to_owned())
     }
 
+    /// Clicks on what a selector finds, as a person would: where it is hidden, this fails.
+    pub async fn click(&self, selector: &str) {
+        let found = json!({ "using": "css selector", "value": selector });
+        let element = self.ask(Method::POST, "/element", found).await.unwrap();
+        let id = element.as_object().unwrap().values().next().unwrap().as_str().unwrap().to_owned();
+        self.ask(Method::POST, &format!("/element/{id}/click"), json!({})).await.unwrap();
+    }
+
     /// The page as a PNG.
     async fn screenshot(&self) -> Vec<u8> {
         let encoded = self.ask(Method::GET, "/screenshot", Value::Null).await.unwrap();

@@ -10,4 +10,5 @@ mod faults;
 mod numbers;
 mod page;
 mod resume;
+mod side_by_side;
 mod site;
