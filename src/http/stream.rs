@@ -15,7 +15,7 @@ use crate::{
     app::App,
     auth::Caller,
     error::{Code, Error, Result},
-    hub::{Opening, Refused, Session, User},
+    hub::{Opening, Refusal, Refused, Session, User},
     ids::{Room, TypeFilter},
     web::Query,
 };
@@ -94,7 +94,7 @@ async fn judge(app: &App, caller: &Caller, asked: Vec<Room>) -> Result<(Vec<Stri
         if may {
             joined.push(room.to_string());
         } else {
-            refused.push(Refused { room: room.to_string(), reason: "forbidden" });
+            refused.push(Refused { room: room.to_string(), reason: Refusal::Forbidden });
         }
     }
     if joined.is_empty() {

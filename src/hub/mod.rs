@@ -21,6 +21,7 @@
 
 mod chunk;
 mod drain;
+mod frames;
 mod mailbox;
 mod past;
 mod pump;
@@ -49,8 +50,9 @@ use tokio::{
 
 use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
+    frames::{Closing, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
     pump::{Pump, PumpSettings},
-    session::{Opening, Refused, Session, User},
+    session::{Opening, Session},
 };
 use crate::{
     db::Db,

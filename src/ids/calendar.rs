@@ -7,8 +7,9 @@ use std::str::FromStr;
 
 use serde::de::Deserializer;
 use time::{Date, Weekday, format_description::FormatItem, macros::format_description};
+use utoipa::openapi::{KnownFormat, SchemaFormat};
 
-use super::{InvalidName, deserialize_from_str};
+use super::{InvalidName, deserialize_from_str, schema};
 
 const DAY_RULE: &str = "a day such as 2026-11-23";
 const DAY: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
@@ -41,9 +42,12 @@ impl fmt::Display for Day {
     }
 }
 
-serde_as_string!(Day, DAY_RULE);
+serde_as_string!(Day, DAY_RULE, schema::text(DAY_RULE).format(Some(SchemaFormat::KnownFormat(KnownFormat::Date))));
 
 const WEEK_RULE: &str = "a week such as 2026-W48, from W01 to the W52 or W53 that its year has (ISO 8601)";
+
+/// The same, for clients, as far as a pattern can say it.
+const WEEK_PATTERN: &str = "[0-9]{4}-W(0[1-9]|[1-4][0-9]|5[0-3])";
 
 /// A week of ISO 8601, written `2026-W48`: from Monday to Sunday, in the year that has its Thursday.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +90,7 @@ impl fmt::Display for Week {
     }
 }
 
-serde_as_string!(Week, WEEK_RULE);
+serde_as_string!(Week, WEEK_RULE, schema::pattern(WEEK_RULE, WEEK_PATTERN).examples(["2026-W48"]));
 
 #[cfg(test)]
 mod tests {

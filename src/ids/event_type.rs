@@ -70,6 +70,7 @@ name!(
     /// The type of an event in the log, such as `project:updated` or `erp:synced`.
     EventType,
     "an event type: prefix:name of at most 64 bytes, the prefix of a-z 0-9 -, the name of a-z 0-9 _ . -",
+    "[a-z0-9-]{1,62}:[a-z0-9_.-]{1,62}",
     is_event_type
 );
 

@@ -8,6 +8,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{FromRow, Row as _, postgres::PgRow};
 use time::{OffsetDateTime, format_description::FormatItem, macros::format_description};
+use utoipa::ToSchema;
+
+use crate::ids::Room;
 
 /// An event to append.
 #[derive(Debug, Clone)]
@@ -83,18 +86,25 @@ impl FromRow<'_, PgRow> for Event {
     }
 }
 
-/// What the server adds to every payload.
-#[derive(Serialize)]
+/// What the server adds to every payload of the log, as its last member.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Meta<'a> {
+pub struct Meta<'a> {
+    /// The event's number. It is not a position.
     seq: i64,
+    /// When it was appended.
     #[serde(serialize_with = "milliseconds")]
     at: OffsetDateTime,
+    /// The rooms it is addressed to, without `user:` rooms.
     #[serde(serialize_with = "without_users")]
+    #[schema(value_type = Vec<Room>)]
     rooms: &'a [String],
+    /// The version of what it speaks of, after the change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1)]
     version: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     mutation_id: Option<String>,
 }
 

@@ -6,7 +6,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
+use super::openapi::{Responses, header, json};
 use crate::{db::Read, log::Position};
 
 /// The header with the position of the snapshot that an answer was read from: a stream that resumes from it begins
@@ -24,6 +26,13 @@ impl<T> Seen<T> {
     /// Data from this read.
     pub fn at(read: &Read, data: T) -> Self {
         Self { cursor: read.cursor().clone(), data }
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Seen<T> {
+    fn responses() -> Responses {
+        let seen = json::<T>("As it was at the `Crewcast-Cursor`.").header_ref("Crewcast-Cursor", header("Cursor"));
+        [("200".to_owned(), seen.into())].into()
     }
 }
 

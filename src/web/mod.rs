@@ -8,6 +8,7 @@ pub mod body;
 pub mod cursor;
 pub mod entity;
 pub mod etag;
+pub mod openapi;
 pub mod page;
 pub mod patch;
 pub mod problem;

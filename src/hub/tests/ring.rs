@@ -11,7 +11,7 @@ use super::{
         ring::Delivery,
         ring::Ring,
         seat::{Attached, Seat},
-        session::Reset,
+        frames::Reset,
     },
     node::{Node, Sizes},
     *,

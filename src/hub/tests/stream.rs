@@ -10,7 +10,7 @@ use super::{
         mailbox::Taken,
         ring::Delivery,
         seat::{Attached, Seat},
-        session::Reset,
+        frames::Reset,
     },
     *,
 };
