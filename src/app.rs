@@ -32,6 +32,7 @@ use crate::{
     hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
     metrics::Metrics,
+    web::IdempotencyTtl,
 };
 
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
@@ -59,7 +60,8 @@ pub struct App {
 impl App {
     /// What the domain's handlers can reach.
     pub fn domain(&self) -> Domain {
-        Domain { db: self.db.clone(), verifier: self.verifier.clone(), retention: self.config.limits.retention }
+        let idempotency_ttl = IdempotencyTtl(self.config.limits.idempotency_ttl);
+        Domain { db: self.db.clone(), verifier: self.verifier.clone(), idempotency_ttl }
     }
 }
 
@@ -101,6 +103,8 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
+        let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep()];
+        tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let app = App { config, db, hub, joins, verifier: Arc::new(verifier), metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;

@@ -109,6 +109,9 @@ pub struct Limits {
     /// Largest payload that is sent; a larger one goes out as a reference. The same on every node
     #[arg(long, env = "CREWCAST_EVENT_BYTES_MAX", default_value = "64KiB", value_parser = size)]
     pub event_bytes_max: u64,
+    /// How long the answer to a change is kept for a repeat with the same Idempotency-Key
+    #[arg(long, env = "CREWCAST_IDEMPOTENCY_TTL", default_value = "24h", value_parser = duration)]
+    pub idempotency_ttl: Duration,
     /// Largest body of a request
     #[arg(long, env = "CREWCAST_BODY_BYTES_MAX", default_value = "256KiB", value_parser = size)]
     pub body_bytes_max: u64,

@@ -99,8 +99,6 @@ impl Code {
     pub const KEPT: &[Self] = &[
         Self::OriginNotAllowed,
         Self::Conflict,
-        Self::IdempotencyInProgress,
-        Self::IdempotencyKeyReused,
         Self::RateLimited,
         Self::TooManyStreams,
     ];

@@ -5,6 +5,7 @@
 //! log.
 
 pub mod embedded;
+mod sweep;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -23,6 +24,7 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
+pub use self::sweep::{Sweep, keep_sweeping};
 use crate::{
     error::Error,
     log::{self, NewEvent, Position},

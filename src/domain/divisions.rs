@@ -3,14 +3,10 @@
 //! A division's slug is its id and never changes. Divisions have no events of their own: they are the rooms that the
 //! events of projects and capacity go to.
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{StatusCode, header::ETAG},
-    response::{IntoResponse, Response},
-    routing::{get, put},
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Domain;
 use crate::{
@@ -18,30 +14,52 @@ use crate::{
     db::Db,
     error::Result,
     ids::{Slug, Text},
-    web::{Body, Page, PathArg, Query, Seen, etag},
+    web::{Answer, Describe as _, Entity, List, Mutation, Page, PathArg, Query, Seen, Set},
 };
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/divisions", get(list)).route("/divisions/{slug}", put(set))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_divisions))
+        .routes(routes!(set_division))
+        .headed("divisions", "Everybody reads them, managers name them")
 }
 
 /// A division as it is answered.
-#[derive(Debug, Serialize, sqlx::FromRow)]
+#[derive(Debug, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Division {
+    #[schema(value_type = Slug)]
     slug: String,
+    #[schema(value_type = Name)]
     name: String,
+    #[schema(minimum = 1)]
     version: i64,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Set {
-    name: Text<1, 200>,
+impl Entity for Division {
+    fn version(&self) -> i64 {
+        self.version
+    }
 }
 
-async fn list(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Result<Response> {
+type Name = Text<1, 200>;
+
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SetDivision {
+    name: Name,
+}
+
+/// List the divisions
+///
+/// By slug.
+#[utoipa::path(get, path = "/divisions", params(Page))]
+async fn list_divisions(
+    State(db): State<Db>,
+    _: Caller,
+    Query(page): Query<Page>,
+) -> Result<Seen<List<Division>>> {
     let mut read = db.read().await?;
     let divisions: Vec<Division> =
         sqlx::query_as("select slug, name, version from crewcast.divisions where slug > $1 order by slug limit $2")
@@ -49,11 +67,24 @@ async fn list(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Resu
             .bind(page.rows())
             .fetch_all(&mut *read)
             .await?;
-    Ok(Seen::at(&read, page.list(divisions, |division| division.slug.clone())).into_response())
+    Ok(Seen::at(&read, page.list(divisions, |division| division.slug.clone())))
 }
 
-async fn set(State(db): State<Db>, _: Manages, PathArg(slug): PathArg<Slug>, Body(set): Body<Set>) -> Result<Response> {
-    let mut tx = db.write().await?;
+/// Make a division, or name it anew
+///
+/// For managers, admins and services. The slug never changes. It causes no event.
+#[utoipa::path(
+    put,
+    path = "/divisions/{slug}",
+    params(("slug" = Slug, Path)),
+    request_body = inline(SetDivision),
+    responses((status = 403))
+)]
+async fn set_division(
+    _: Manages,
+    PathArg(slug): PathArg<Slug>,
+    Mutation { mut tx, body: set }: Mutation<SetDivision>,
+) -> Result<Answer<Set<Division>>> {
     // A name that stays makes no new version.
     let (slug, name, version, made): (String, String, i64, bool) = sqlx::query_as(
         "insert into crewcast.divisions as division (slug, name) values ($1, $2)
@@ -65,7 +96,5 @@ async fn set(State(db): State<Db>, _: Manages, PathArg(slug): PathArg<Slug>, Bod
     .bind(set.name.as_str())
     .fetch_one(&mut *tx)
     .await?;
-    tx.commit().await?;
-    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, [(ETAG, etag(version))], Json(Division { slug, name, version })).into_response())
+    tx.commit(Answer::set(made, &Division { slug, name, version })).await
 }

@@ -10,11 +10,12 @@ mod phases;
 mod projects;
 pub mod rights;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use axum::{Router, extract::FromRef};
+use axum::extract::FromRef;
+use utoipa_axum::router::OpenApiRouter;
 
-use crate::{auth::Verifier, db::Db};
+use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
 
 /// What the domain's handlers can reach.
 #[derive(Debug, Clone, FromRef)]
@@ -23,13 +24,13 @@ pub struct Domain {
     pub db: Db,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
-    /// How long the room of a deleted project stays.
-    pub retention: Duration,
+    /// How long the answer to a change is kept for its repeats.
+    pub idempotency_ttl: IdempotencyTtl,
 }
 
 /// Every route of the domain, below `/v1`.
-pub fn router() -> Router<Domain> {
-    Router::new()
+pub fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
         .merge(divisions::router())
         .merge(projects::router())
         .merge(members::router())

@@ -8,7 +8,11 @@ use tower_http::cors::CorsLayer;
 
 use crate::{
     config::Origin,
-    web::{CREWCAST_CURSOR, request::X_REQUEST_ID},
+    web::{
+        CREWCAST_CURSOR,
+        mutation::{IDEMPOTENCY_KEY, IDEMPOTENT_REPLAYED},
+        request::X_REQUEST_ID,
+    },
 };
 
 /// How long a browser may remember what a preflight was told, in seconds; Chromium remembers no longer.
@@ -22,9 +26,8 @@ pub(super) fn layer(origins: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, IF_MATCH, LAST_EVENT_ID, IDEMPOTENCY_KEY])
-        .expose_headers([ETAG, LOCATION, RETRY_AFTER, CREWCAST_CURSOR, X_REQUEST_ID])
+        .expose_headers([ETAG, LOCATION, RETRY_AFTER, CREWCAST_CURSOR, IDEMPOTENT_REPLAYED, X_REQUEST_ID])
         .max_age(std::time::Duration::from_secs(MAX_AGE_S))
 }
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -4,6 +4,8 @@ pub mod accept;
 mod cors;
 mod figures;
 mod history;
+pub mod openapi;
+mod probes;
 mod stream;
 
 use axum::{
@@ -12,36 +14,33 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
-    routing::get,
 };
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
     domain,
-    error::Error,
-    web::{problem, query, request},
+    hub::{Closing, Expiring, Heartbeat, Open, ResetTo},
+    ids::HEARTBEAT,
+    web::{Describe as _, problem, query, request},
 };
+
+/// Where the domain's routes are.
+const DOMAIN: &str = "/v1";
 
 /// Every route, inside all layers.
 pub fn router(app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
-    let machine = Router::new()
-        .route("/events", get(stream::events))
-        .route("/v1/events/{seq}", get(history::event))
-        .route("/v1/rooms/{room}/events", get(history::room))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(figures::metrics))
-        .route("/stats", get(figures::stats))
-        .with_state(app.clone());
+    let machine = Router::from(streams().merge(operations())).with_state(app.clone());
+    let domain = Router::from(domain::router()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
     Router::new()
         .merge(machine)
-        .nest("/v1", domain::router().with_state(app.domain()))
+        .nest(DOMAIN, domain)
         .layer(timeout)
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
@@ -53,15 +52,38 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app, close_while_draining))
 }
 
-/// Whether this node should get traffic.
-async fn ready(State(app): State<App>) -> Result<&'static str, Error> {
-    if app.draining.is_cancelled() {
-        return Err(Error::unavailable("The server is shutting down."));
-    }
-    if !app.db.is_reachable() {
-        return Err(Error::unavailable("The database is out of reach."));
-    }
-    Ok("ready\n")
+/// The event streams, and the log that they come from.
+fn streams() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(stream::follow_events))
+        .routes(routes!(history::read_event))
+        .routes(routes!(history::read_room))
+        .emits::<Open<'_>>("stream:open", "The first event of every stream. It has no `id` when `resume` is `reset`.")
+        .emits::<ResetTo>(
+            "stream:reset",
+            "The stream cannot go on exactly where the client was; read the state again. It goes on from `cursor`.",
+        )
+        .emits::<Expiring>("stream:expiring", "The token expires soon; the stream ends with it.")
+        .emits::<Closing>(
+            "stream:closing",
+            "The last event of a stream that the server ends. A `retry:` of the same time stands before it.",
+        )
+        .emits::<Heartbeat>(
+            HEARTBEAT,
+            "After `heartbeat` without an event. Its `id` keeps a quiet stream's position young.",
+        )
+        .headed("stream", "Follow events, and read them back")
+}
+
+/// What runs a node.
+fn operations() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(probes::health))
+        .routes(routes!(probes::readiness))
+        .routes(routes!(figures::metrics))
+        .routes(routes!(figures::stats))
+        .routes(routes!(openapi::openapi))
+        .headed("operations", "For probes and people; no token needed")
 }
 
 /// While the node drains, clients are told to use the next node for their next request: closing connections that they

@@ -32,10 +32,17 @@ where
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self> {
-        require_json(request.headers())?;
-        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
-        parse(&bytes).map(Self)
+        parse(&read(request, state).await?).map(Self)
     }
+}
+
+/// The bytes of a body that is declared as JSON.
+///
+/// # Errors
+/// 415 when it is not declared so, 413, or 400 when it did not arrive.
+pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> {
+    require_json(request.headers())?;
+    Bytes::from_request(request, state).await.map_err(unread)
 }
 
 /// Whether the body is declared as JSON: `application/json` or `application/{..}+json`.

@@ -4,8 +4,12 @@ use axum::extract::FromRequestParts;
 use axum::http::header::IF_MATCH;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
-use serde::Serialize;
 
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{ObjectBuilder, Type};
+
+use super::{Changed, FieldByField};
 use crate::error::{Code, Error, Result};
 
 /// The entity tag of a version, such as `"7"`.
@@ -27,36 +31,38 @@ pub enum IfMatch {
 }
 
 impl IfMatch {
-    /// Whether a change of what is at `version` meets the condition as it stands.
-    #[must_use]
-    pub fn allows(&self, version: i64) -> bool {
-        match self {
-            Self::Absent | Self::Any => true,
-            Self::Versions(versions) => versions.contains(&version),
-        }
-    }
-
-    /// Refuses a change of `entity`, which is at `version`, where the condition does not allow it. `noun` is what the
-    /// client calls such a thing.
+    /// Refuses what is only allowed as long as nothing has changed, such as to delete an entity.
     ///
     /// # Errors
-    /// 412 `version_conflict` with the present state in `current` and `currentVersion`.
-    pub fn require(&self, noun: &str, version: i64, entity: &impl Serialize) -> Result<()> {
-        if self.allows(version) {
-            return Ok(());
+    /// 412 `version_conflict` where the entity's version is none of those given.
+    pub fn require<E: FieldByField>(&self, entity: &E) -> Result<()> {
+        match self.base(entity.version()) {
+            Base::Any => Ok(()),
+            Base::Version(base) if base == entity.version() => Ok(()),
+            base => Err(conflict(entity, entity.field_versions().keys().filter(|field| base.is_before(entity, field)))),
         }
-        let current = serde_json::to_value(entity).map_err(Error::internal)?;
-        Err(Error::new(Code::VersionConflict, format!("The {noun} is at version {version}."))
-            .with_member("current", current)
-            .with_member("currentVersion", version))
     }
 
-    /// The latest version that the client says it has seen: a merge starts from there.
-    #[must_use]
-    pub fn base(&self) -> Option<i64> {
+    /// Refuses a change of fields that somebody else has changed since the version that the client knew. Changes of other
+    /// fields go together.
+    ///
+    /// # Errors
+    /// 412 `version_conflict` with `conflictingFields`.
+    pub fn merge<E: FieldByField>(&self, entity: &E, changed: &Changed) -> Result<()> {
+        let base = self.base(entity.version());
+        let mut conflicting = changed.iter().map(|(field, _)| field).filter(|field| base.is_before(entity, field));
+        let Some(first) = conflicting.next() else { return Ok(()) };
+        Err(conflict(entity, std::iter::once(first).chain(conflicting)))
+    }
+
+    /// Where a change of what is at `version` begins: at the latest of its versions that the client says it has seen.
+    fn base(&self, version: i64) -> Base {
         match self {
-            Self::Absent | Self::Any => None,
-            Self::Versions(versions) => versions.iter().max().copied(),
+            Self::Absent | Self::Any => Base::Any,
+            Self::Versions(versions) => {
+                let known = versions.iter().copied().filter(|known| (1..=version).contains(known)).max();
+                known.map_or(Base::Unknown, Base::Version)
+            }
         }
     }
 
@@ -78,6 +84,42 @@ impl IfMatch {
             }
         }
     }
+}
+
+/// What the client has seen of an entity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Base {
+    /// It does not care.
+    Any,
+    /// This version.
+    Version(i64),
+    /// None that there was.
+    Unknown,
+}
+
+impl Base {
+    /// Whether a field has changed since.
+    fn is_before<E: FieldByField>(self, entity: &E, field: &str) -> bool {
+        match self {
+            Self::Any => false,
+            Self::Version(base) => entity.changed_at(field) > base,
+            Self::Unknown => true,
+        }
+    }
+}
+
+/// 412 with the present state.
+fn conflict<E: FieldByField>(entity: &E, fields: impl Iterator<Item = impl AsRef<str>>) -> Error {
+    let current = match serde_json::to_value(entity) {
+        Ok(current) => current,
+        Err(error) => return Error::internal(error),
+    };
+    let fields: Vec<String> = fields.map(|field| field.as_ref().to_owned()).collect();
+    let detail = format!("Somebody else changed the {}, which is at version {} now.", E::NOUN, entity.version());
+    Error::new(Code::VersionConflict, detail)
+        .with_member("current", current)
+        .with_member("currentVersion", entity.version())
+        .with_member("conflictingFields", fields)
 }
 
 fn malformed() -> Error {
@@ -114,6 +156,17 @@ fn version(tag: &[u8]) -> Option<i64> {
     (version.to_string() == tag).then_some(version)
 }
 
+impl IntoParams for IfMatch {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let description = "The `ETag` that the caller knows, or a list of them, or `*`. A change is 412 where somebody else \
+                           has changed one of the same fields since; changes of different fields go together. A deletion is \
+                           412 where anything has changed since. Without it the last writer wins.";
+        let condition = ParameterBuilder::new().name("If-Match").parameter_in(ParameterIn::Header);
+        let condition = condition.schema(Some(ObjectBuilder::new().schema_type(Type::String)));
+        vec![condition.description(Some(description)).example(Some("\"7\"".into())).build()]
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
     type Rejection = Error;
 
@@ -125,8 +178,11 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde::Serialize;
+    use serde_json::json;
 
     use super::*;
+    use crate::web::{Entity, FieldVersions};
 
     fn read(lines: &[&str]) -> Result<IfMatch, Code> {
         let mut headers = HeaderMap::new();
@@ -149,7 +205,7 @@ mod tests {
         for given in ["W/\"7\"", "\"07\"", "\"a,b\"", "\"\"", "\"+7\""] {
             let condition = read(&[given]).unwrap();
             assert_eq!(condition, IfMatch::Versions(vec![]), "{given}");
-            assert!(!condition.allows(7));
+            assert_eq!(condition.base(7), Base::Unknown);
         }
     }
 
@@ -160,12 +216,75 @@ mod tests {
         }
     }
 
+    /// At version 9; its `name` changed with 5 and its `notes` with 9.
+    #[derive(Serialize)]
+    struct Thing(#[serde(skip)] FieldVersions);
+
+    impl Entity for Thing {
+        fn version(&self) -> i64 {
+            9
+        }
+    }
+
+    impl FieldByField for Thing {
+        const NOUN: &'static str = "thing";
+
+        fn field_versions(&self) -> &FieldVersions {
+            &self.0
+        }
+    }
+
+    fn thing() -> Thing {
+        Thing(sqlx::types::Json([("name".to_owned(), 5), ("notes".to_owned(), 9)].into()))
+    }
+
+    /// The fields that conflict; none where the change is allowed.
+    fn conflicts(result: Result<()>) -> Option<serde_json::Value> {
+        let error = result.err()?;
+        assert_eq!((error.code(), &error.problem().members["currentVersion"]), (Code::VersionConflict, &9.into()));
+        Some(error.problem().members["conflictingFields"].clone())
+    }
+
     #[test]
-    fn a_condition_allows_its_versions() {
-        let condition = read(&["\"7\", \"9\""]).unwrap();
-        assert!(condition.allows(7) && condition.allows(9) && !condition.allows(8));
-        assert_eq!(condition.base(), Some(9));
-        assert!(IfMatch::Absent.allows(1) && IfMatch::Any.allows(1));
+    fn changes_of_different_fields_go_together_and_of_the_same_do_not() {
+        let changed = |fields: &[&'static str]| {
+            let mut changed = Changed::default();
+            for field in fields {
+                changed.set(field, &mut 0, Some(1));
+            }
+            changed
+        };
+        for (known, fields, expected) in [
+            ("\"9\"", &["name", "notes", "status"][..], None),
+            ("\"5\"", &["name", "status"], None),
+            ("\"5\"", &["name", "notes"], Some(json!(["notes"]))),
+            ("\"4\"", &["status"], None),
+            ("\"4\"", &["notes", "name"], Some(json!(["notes", "name"]))),
+            ("\"4\", \"8\"", &["name"], None),
+            ("\"10\"", &["status"], Some(json!(["status"]))),
+            ("\"10\", \"9\"", &["status", "notes"], None),
+            ("\"0\"", &["status"], Some(json!(["status"]))),
+            ("W/\"9\"", &["status"], Some(json!(["status"]))),
+            ("*", &["name", "notes"], None),
+        ] {
+            let condition = read(&[known]).unwrap();
+            assert_eq!(conflicts(condition.merge(&thing(), &changed(fields))), expected, "{known} {fields:?}");
+        }
+        assert_eq!(conflicts(IfMatch::Absent.merge(&thing(), &changed(&["notes"]))), None);
+    }
+
+    #[test]
+    fn what_must_not_have_changed_at_all_is_compared_as_a_whole() {
+        for (known, expected) in [
+            ("\"9\"", None),
+            ("\"8\", \"9\"", None),
+            ("*", None),
+            ("\"8\"", Some(json!(["notes"]))),
+            ("\"4\"", Some(json!(["name", "notes"]))),
+            ("\"10\"", Some(json!(["name", "notes"]))),
+        ] {
+            assert_eq!(conflicts(read(&[known]).unwrap().require(&thing())), expected, "{known}");
+        }
     }
 
     proptest! {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use utoipa::{
-    IntoResponses, ToSchema,
+    IntoResponses, PartialSchema, ToSchema,
     openapi::{
         Components, Content, ContentBuilder, ObjectBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder,
         Schema, Type,
@@ -25,6 +25,9 @@ use crate::{
 
 /// The media type of most answers.
 const JSON: &str = "application/json";
+
+/// The header of an answer that can be given again: the route takes an `Idempotency-Key`.
+pub const REPLAYED: &str = "Idempotent-Replayed";
 
 /// Under this name a response brings along the schemas that it refers to. It is no media type, and is gone from the
 /// document once they are among its components.
@@ -89,6 +92,16 @@ pub fn json<T: ToSchema>(description: &str) -> ResponseBuilder {
 #[must_use]
 pub fn header(name: &str) -> Ref {
     Ref::new(format!("#/components/headers/{name}"))
+}
+
+/// The names of a body's fields, as the schema of one of them.
+#[must_use]
+pub fn fields_of<T: PartialSchema>() -> ObjectBuilder {
+    let names: Vec<String> = match T::schema() {
+        RefOr::T(Schema::Object(object)) => object.properties.into_keys().collect(),
+        _ => Vec::new(),
+    };
+    ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names))
 }
 
 /// Takes the schemas that a response brought along.

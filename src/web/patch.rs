@@ -20,6 +20,9 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use sqlx::types::Json;
+
+use super::FieldVersions;
 
 /// A field of a `PATCH` that can be emptied. Needs `#[serde(default)]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +103,12 @@ impl Changed {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The fields, as changed by the change that makes this version.
+    #[must_use]
+    pub fn versions(&self, version: i64) -> FieldVersions {
+        Json(self.0.iter().map(|(name, _)| ((*name).to_owned(), version)).collect())
     }
 
     /// The fields, with their new values.

@@ -30,7 +30,7 @@ async fn a_phase_is_told_of_from_its_making_to_its_end() {
     let (status, now) = ana.send(Method::PATCH, &location, change).await;
     assert_eq!((status, &now["version"]), (StatusCode::OK, &json!(2)));
     let request = ana.request(Method::PATCH, &location).header("if-match", "\"1\"");
-    let response = request.json(&json!({ "name": "Late" })).send().await.unwrap();
+    let response = request.json(&json!({ "status": "done" })).send().await.unwrap();
     assert_eq!(response.status(), StatusCode::PRECONDITION_FAILED);
     assert_eq!(response.json::<Value>().await.unwrap()["current"], now);
     assert_eq!(ana.send(Method::PATCH, &location, json!({ "position": 3 })).await.1["version"], 2);

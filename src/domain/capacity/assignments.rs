@@ -5,43 +5,69 @@
 //!
 //! Assignments have no events of their own; those of capacity are told in the parent's doc.
 
-use axum::{
-    Router,
-    extract::State,
-    http::{StatusCode, header::ETAG},
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, Postgres, QueryBuilder};
+use sqlx::{Connection as _, PgConnection, Postgres, QueryBuilder};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
 use crate::{
     auth::{Caller, Manages},
-    db::{Db, Write},
+    db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
-    web::{Body, Changed, IfMatch, Page, PathArg, Query, Seen, current, etag, made, present},
+    web::{
+        Answer, Changed, Current, Describe as _, Entity, FieldByField, FieldVersions, IfMatch, List, Made, Mutation,
+        Nothing, Page, PathArg, Query, Seen, Tx, present,
+    },
 };
 
+/// An assignment's columns.
+macro_rules! columns {
+    () => {
+        "id, employee_id, project_id, week, hours::float8 as hours, version, field_versions"
+    };
+}
+
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/assignments", get(list).post(make))
-        .route("/assignments/{id}", get(read).patch(change).delete(delete))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_assignments, make_assignment))
+        .routes(routes!(read_assignment, change_assignment, delete_assignment))
+        .headed("assignments", "Who works on what in which week. Everybody reads them, managers make and change them")
 }
 
 /// An assignment as it is answered.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Assignment {
     id: Uuid,
     employee_id: Uuid,
     project_id: Uuid,
+    #[schema(value_type = Week)]
     week: String,
+    #[schema(value_type = Hours)]
     hours: Number,
+    #[schema(minimum = 1)]
     version: i64,
+    #[serde(skip)]
+    field_versions: FieldVersions,
+}
+
+impl Entity for Assignment {
+    fn version(&self) -> i64 {
+        self.version
+    }
+}
+
+impl FieldByField for Assignment {
+    const NOUN: &'static str = "assignment";
+
+    fn field_versions(&self) -> &FieldVersions {
+        &self.field_versions
+    }
 }
 
 impl Assignment {
@@ -51,7 +77,7 @@ impl Assignment {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     employee_id: Uuid,
@@ -60,46 +86,62 @@ struct Make {
     hours: Hours,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What is left out stays as it is.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     employee_id: Option<Uuid>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     project_id: Option<Uuid>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     week: Option<Week>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     hours: Option<Hours>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
+    /// Only this employee's.
     employee_id: Option<Uuid>,
+    /// Only those to this project.
     project_id: Option<Uuid>,
+    /// Only those in this week.
     week: Option<Week>,
-    /// The employee's division.
+    /// Only those of employees of this division.
     division: Option<Slug>,
     #[serde(flatten)]
+    #[param(ignore)]
     page: Page,
 }
 
-async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+/// List the assignments
+///
+/// Oldest first. Filters narrow one another.
+#[utoipa::path(get, path = "/assignments", params(Filter, Page))]
+async fn list_assignments(
+    State(db): State<Db>,
+    _: Caller,
+    Query(filter): Query<Filter>,
+) -> Result<Seen<List<Assignment>>> {
     let mut statement = filter.statement()?;
     let mut read = db.read().await?;
     let assignments: Vec<Assignment> = statement.build_query_as().fetch_all(&mut *read).await?;
     let list = filter.page.list(assignments, |assignment| assignment.id.to_string());
-    Ok(Seen::at(&read, list).into_response())
+    Ok(Seen::at(&read, list))
 }
 
 impl Filter {
     /// Only what was asked for stands in it, so that each combination has the index that serves it.
     fn statement(&self) -> Result<QueryBuilder<Postgres>> {
-        let mut statement = QueryBuilder::new(
-            "select id, employee_id, project_id, week, hours::float8 as hours, version
-             from crewcast.assignments as assignment where id > ",
-        );
+        let mut statement =
+            QueryBuilder::new(concat!("select ", columns!(), " from crewcast.assignments as assignment where id > "));
         statement.push_bind(self.page.after_id()?);
         if let Some(id) = self.employee_id {
             statement.push(" and employee_id = ").push_bind(id);
@@ -120,16 +162,32 @@ impl Filter {
     }
 }
 
-async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Result<Response> {
-    let mut tx = db.write().await?;
+/// Assign an employee to a project for a week
+///
+/// For managers, admins and services. There is one for each employee, project and week: a second is 409. Causes
+/// `capacity:updated`.
+#[utoipa::path(
+    post,
+    path = "/assignments",
+    request_body = inline(Make),
+    responses(
+        (status = 403),
+        (status = 409, description = "`already_exists`: the employee has an assignment to this project in this week.")
+    )
+)]
+async fn make_assignment(
+    _: Manages,
+    Mutation { mut tx, body: make }: Mutation<Make>,
+) -> Result<Answer<Made<Assignment>>> {
     Locked::take(&mut tx, &[make.project_id], &[make.employee_id])
         .await?
         .require(Some(make.project_id), Some(make.employee_id))?;
     let before = capacity_of(&mut tx, &[(make.employee_id, make.week.to_string())]).await?;
-    let assignment: Assignment = sqlx::query_as(
+    let assignment: Assignment = sqlx::query_as(concat!(
         "insert into crewcast.assignments (id, employee_id, project_id, week, hours) values ($1, $2, $3, $4, $5)
-         returning id, employee_id, project_id, week, hours::float8 as hours, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(Uuid::now_v7())
     .bind(make.employee_id)
     .bind(make.project_id)
@@ -139,44 +197,72 @@ async fn make(State(db): State<Db>, _: Manages, Body(make): Body<Make>) -> Resul
     .await
     .on_constraint("assignments_once", exists_already)?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(made(format!("/v1/assignments/{}", assignment.id), assignment.version, assignment))
+    tx.commit(Answer::made(format!("/v1/assignments/{}", assignment.id), &assignment)).await
 }
 
-async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+/// Read an assignment
+#[utoipa::path(get, path = "/assignments/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
+async fn read_assignment(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Seen<Assignment>> {
     let mut read = db.read().await?;
     let assignment = find(&mut read, id).await?;
-    Ok(([(ETAG, etag(assignment.version))], Seen::at(&read, assignment)).into_response())
+    Ok(Seen::entity(&read, assignment))
 }
 
-async fn change(
-    State(db): State<Db>,
+/// Change some of an assignment's fields
+///
+/// For managers, admins and services. Causes one `capacity:updated` for each week of an employee whose hours are not what
+/// they were: two where it moves to another week or employee, none where only the project changes.
+#[utoipa::path(
+    patch,
+    path = "/assignments/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses(
+        (status = 403),
+        (status = 404),
+        (status = 409, description = "`already_exists`: the employee has an assignment to this project in this week.")
+    )
+)]
+async fn change_assignment(
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Body(change): Body<Change>,
-) -> Result<Response> {
-    let (mut tx, old) = hold(&db, id, &change).await?;
-    if_match.require("assignment", old.version, &old)?;
+    Mutation { mut tx, body: change }: Mutation<Change>,
+) -> Result<Answer<Current<Assignment>>> {
+    let old = hold(&mut tx, id, &change).await?;
     let mut new = old.clone();
-    if change.apply(&mut new).is_empty() {
-        return Ok(current(old.version, old));
+    let changed = change.apply(&mut new);
+    if_match.merge(&old, &changed)?;
+    if changed.is_empty() {
+        return tx.commit(Answer::current(&old)).await;
     }
     let before = capacity_of(&mut tx, &[old.key(), new.key()]).await?;
-    let new = store(&mut tx, &new).await?;
+    let new = store(&mut tx, &new, &changed).await?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(current(new.version, new))
+    tx.commit(Answer::current(&new)).await
 }
 
-async fn delete(State(db): State<Db>, _: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch) -> Result<StatusCode> {
-    let (mut tx, assignment) = hold(&db, id, &Change::default()).await?;
-    if_match.require("assignment", assignment.version, &assignment)?;
+/// Delete an assignment
+///
+/// For managers, admins and services. Causes `capacity:updated`.
+#[utoipa::path(
+    delete,
+    path = "/assignments/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    responses((status = 403), (status = 404))
+)]
+async fn delete_assignment(
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
+    let assignment = hold(&mut tx, id, &Change::default()).await?;
+    if_match.require(&assignment)?;
     let before = capacity_of(&mut tx, &[assignment.key()]).await?;
     sqlx::query("delete from crewcast.assignments where id = $1").bind(id).execute(&mut *tx).await?;
     tell(&mut tx, before).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    tx.commit(Answer::nothing()).await
 }
 
 impl Change {
@@ -221,49 +307,51 @@ impl Locked {
     }
 }
 
-/// Begins a change of an assignment, with all that it touches locked.
+/// An assignment that is to be changed, with all that the change touches locked.
 ///
 /// The assignment says what is to be locked and can be read only before that. If another change moved it in the
-/// meantime, this one begins anew: a lock added out of order could close a circle. Each turn means that somebody else
-/// got theirs done.
-async fn hold(db: &Db, id: Uuid, change: &Change) -> Result<(Write, Assignment)> {
+/// meantime, what was locked is given free again: a lock added out of order could close a circle. Each turn means that
+/// somebody else got theirs done.
+async fn hold(conn: &mut PgConnection, id: Uuid, change: &Change) -> Result<Assignment> {
     loop {
-        let mut tx = db.write().await?;
-        let seen = find(&mut tx, id).await?;
+        let mut turn = conn.begin().await?;
+        let seen = find(&mut turn, id).await?;
         let projects: Vec<Uuid> = [seen.project_id].into_iter().chain(change.project_id).collect();
         let employees: Vec<Uuid> = [seen.employee_id].into_iter().chain(change.employee_id).collect();
-        let locked = Locked::take(&mut tx, &projects, &employees).await?;
-        let held = find(&mut tx, id).await?;
+        let locked = Locked::take(&mut turn, &projects, &employees).await?;
+        let held = find(&mut turn, id).await?;
         if (held.project_id, held.employee_id) == (seen.project_id, seen.employee_id) {
             locked.require(change.project_id, change.employee_id)?;
-            return Ok((tx, held));
+            turn.commit().await?;
+            return Ok(held);
         }
+        turn.rollback().await?;
     }
 }
 
 async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Assignment> {
-    let assignment = sqlx::query_as(
-        "select id, employee_id, project_id, week, hours::float8 as hours, version
-         from crewcast.assignments where id = $1",
-    )
-    .bind(id)
-    .fetch_optional(conn)
-    .await?;
+    let assignment = sqlx::query_as(concat!("select ", columns!(), " from crewcast.assignments where id = $1"))
+        .bind(id)
+        .fetch_optional(conn)
+        .await?;
     assignment.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, assignment: &Assignment) -> Result<Assignment> {
-    sqlx::query_as(
+async fn store(conn: &mut PgConnection, assignment: &Assignment, changed: &Changed) -> Result<Assignment> {
+    sqlx::query_as(concat!(
         "update crewcast.assignments
-         set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1
+         set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1,
+             field_versions = field_versions || $6
          where id = $1
-         returning id, employee_id, project_id, week, hours::float8 as hours, version",
-    )
+         returning ",
+        columns!()
+    ))
     .bind(assignment.id)
     .bind(assignment.employee_id)
     .bind(assignment.project_id)
     .bind(&assignment.week)
     .bind(assignment.hours)
+    .bind(changed.versions(assignment.version + 1))
     .fetch_one(conn)
     .await
     .on_constraint("assignments_once", exists_already)

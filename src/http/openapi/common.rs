@@ -1,0 +1,253 @@
+//! What holds for many routes, said once: who must send a token, how errors are answered, and what a repeat of a write needs.
+
+use utoipa::openapi::{
+    Components, ContentBuilder, Header, ObjectBuilder, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder,
+    SchemaFormat, Type,
+    header::HeaderBuilder,
+    path::{Operation, Parameter, ParameterBuilder, ParameterIn},
+    schema::{AllOfBuilder, ArrayBuilder, KnownFormat, OneOfBuilder, Schema},
+    security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+
+use crate::{
+    ids::{Room, Slug, Sub, Week},
+    log::Position,
+    web::{
+        openapi::{REPLAYED, define, header, operations, schemas_of, take_definitions},
+        problem::{PROBLEM_JSON, Rendered},
+    },
+};
+
+/// The one security scheme.
+pub(super) const BEARER: &str = "bearer";
+
+/// How each error is answered, unless a route has words of its own: status, name, and which codes mean what.
+const ANSWERS: [(&str, &str, &str); 12] = [
+    (
+        "400",
+        "BadRequest",
+        "`token_in_query`, `invalid_query`, `invalid_path`, `invalid_header`, `invalid_room`, `too_many_rooms`, \
+         `malformed_json`, or `bad_request` for what has no code of its own.",
+    ),
+    ("401", "Unauthorized", "`unauthorized`: the token is missing or not valid."),
+    ("403", "Forbidden", "`forbidden`: the caller may not do this, or may not join the room."),
+    ("404", "NotFound", "`not_found`: there is none, or the caller may not read it."),
+    ("408", "Timeout", "`timeout`: the answer was not there within `request-timeout`."),
+    ("409", "InProgress", "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running."),
+    (
+        "412",
+        "VersionConflict",
+        "`version_conflict`: somebody else has changed what the versions in `If-Match` had. The answer has the present \
+         state.",
+    ),
+    ("413", "BodyTooLarge", "`body_too_large`: the body is larger than `body-bytes-max`."),
+    ("415", "UnsupportedMediaType", "`unsupported_media_type`: the body is not declared as JSON."),
+    (
+        "422",
+        "Unprocessable",
+        "`invalid_body`: the body is JSON, but not what is expected; `errors` says where. `idempotency_key_reused`: the \
+         `Idempotency-Key` was used for another request.",
+    ),
+    ("500", "Internal", "`internal`: the server's log has the cause under the request's id."),
+    (
+        "503",
+        "Unavailable",
+        "`unavailable`: Postgres is out of reach, or the server is shutting down. Ask again later.",
+    ),
+];
+
+/// What routes refer to by name.
+pub(super) fn components() -> Components {
+    let mut components = Components::new();
+    define(&mut components, schemas_of::<Rendered>());
+    define(&mut components, [schemas_of::<Slug>(), schemas_of::<Sub>(), schemas_of::<Room>()].concat());
+    define(&mut components, [schemas_of::<Week>(), schemas_of::<Position>()].concat());
+    components.headers = headers().into_iter().map(|(name, header)| (name.to_owned(), header.into())).collect();
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
+        "`sub` and `exp` are required. Read as well: `nbf`, `name`, `roles` (`member`, `manager`, `admin`, `service`; none \
+         is `member`), `divisions` (slugs), `topics` (names), and `aud` and `iss` where the server is set to check them.",
+    ));
+    components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+    components
+}
+
+fn headers() -> [(&'static str, Header); 6] {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let known = |format| Some(SchemaFormat::KnownFormat(format));
+    let described = |schema: RefOr<Schema>, description: &str| {
+        HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
+    };
+    [
+        (
+            "Cursor",
+            described(
+                Ref::from_schema_name("Cursor").into(),
+                "The position in the event log of the snapshot that the answer was read from; resume a stream from it.",
+            ),
+        ),
+        ("ETag", described(text().pattern(Some("^\"[0-9]+\"$")).into(), "The version, in quotes.")),
+        (
+            "IdempotentReplayed",
+            described(text().enum_values(Some(["true"])).into(), "There when this was answered before."),
+        ),
+        (
+            "Location",
+            described(text().format(Some(SchemaFormat::Custom("uri-reference".into()))).into(), "Where it is."),
+        ),
+        (
+            "RequestId",
+            described(text().format(known(KnownFormat::Uuid)).into(), "The id of the request, made by the server."),
+        ),
+        (
+            "RetryAfter",
+            described(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).into(), "Seconds."),
+        ),
+    ]
+}
+
+/// Completes every operation.
+pub(super) fn complete(document: &mut OpenApi) {
+    let (mut definitions, mut entities) = (Vec::new(), Vec::new());
+    for (_, operation) in operations(&mut document.paths) {
+        definitions.extend(of_operation(operation));
+        if has(operation, "If-Match") {
+            entities.extend(answered(operation).filter(|entity| !entities.contains(entity)));
+        }
+    }
+    let components = document.components.get_or_insert_default();
+    define(components, definitions);
+    for (status, name, description) in ANSWERS {
+        components.responses.insert(name.to_owned(), problem(status, description, &entities).into());
+    }
+}
+
+/// Completes an operation, and takes the schemas that its answers brought along.
+fn of_operation(operation: &mut Operation) -> Vec<(String, RefOr<Schema>)> {
+    operation.operation_id = operation.operation_id.take().map(|name| camel_case(&name));
+    let is_repeatable = is_repeatable(operation);
+    if is_repeatable {
+        operation.parameters.get_or_insert_default().push(idempotency_key().into());
+    }
+    for status in statuses(operation, is_repeatable) {
+        operation.responses.responses.entry(status.to_owned()).or_insert_with(|| Response::default().into());
+    }
+    let mut definitions = Vec::new();
+    for (status, answer) in &mut operation.responses.responses {
+        if let RefOr::T(response) = answer {
+            definitions.extend(take_definitions(response));
+        }
+        settle(status, answer, is_repeatable);
+    }
+    definitions
+}
+
+/// What an operation can answer by what it is.
+fn statuses(operation: &Operation, is_repeatable: bool) -> Vec<&'static str> {
+    let is_open = operation.security.as_ref().is_some_and(Vec::is_empty);
+    let sets: [(bool, &[&str]); 5] = [
+        (true, &["400"]),
+        (!is_open, &["401", "408", "500", "503"]),
+        (operation.request_body.is_some(), &["413", "415", "422"]),
+        (has(operation, "If-Match"), &["412"]),
+        (is_repeatable, &["409", "422"]),
+    ];
+    sets.into_iter().filter(|(holds, _)| *holds).flat_map(|(_, statuses)| statuses).copied().collect()
+}
+
+/// An error without words of its own is the one of its status; one with words is a problem; all have the request's id.
+fn settle(status: &str, answer: &mut RefOr<Response>, is_repeatable: bool) {
+    let RefOr::T(response) = answer else { return };
+    let common = ANSWERS.iter().find(|(of, ..)| *of == status);
+    if let Some((_, name, words)) = common {
+        if response.description.is_empty() {
+            *answer = Ref::from_response_name(*name).into();
+            return;
+        }
+        if is_repeatable && status == "409" {
+            response.description = format!("{} {words}", response.description);
+        }
+        response.content.insert(PROBLEM_JSON.to_owned(), content("Problem"));
+    }
+    response.headers.insert("X-Request-Id".to_owned(), RefOr::Ref(header("RequestId")));
+}
+
+fn content(schema: &str) -> RefOr<utoipa::openapi::Content> {
+    ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).into()
+}
+
+/// The answer to an error.
+fn problem(status: &str, description: &str, entities: &[Ref]) -> Response {
+    let content = match status {
+        "412" => ContentBuilder::new().schema(Some(conflict(entities))),
+        _ => ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))),
+    };
+    let problem = ResponseBuilder::new().description(description).content(PROBLEM_JSON, content.build());
+    let problem = problem.header_ref("X-Request-Id", header("RequestId"));
+    match status {
+        "401" => problem.header("WWW-Authenticate", challenge()),
+        "409" | "503" => problem.header_ref("Retry-After", header("RetryAfter")),
+        _ => problem,
+    }
+    .build()
+}
+
+fn challenge() -> Header {
+    let text = ObjectBuilder::new().schema_type(Type::String);
+    HeaderBuilder::new().schema(Some(text)).example(Some(r#"Bearer error="invalid_token""#.into())).build()
+}
+
+/// A problem that shows what is there now.
+fn conflict(entities: &[Ref]) -> AllOfBuilder {
+    let current = entities.iter().cloned().fold(OneOfBuilder::new(), OneOfBuilder::item);
+    let version = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    let fields = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
+    let members = ObjectBuilder::new()
+        .property("current", current.description(Some("What the route reads.")))
+        .property("currentVersion", version)
+        .property("conflictingFields", fields.description(Some("The fields that somebody else has changed.")))
+        .required("current")
+        .required("currentVersion")
+        .required("conflictingFields");
+    AllOfBuilder::new().item(Ref::from_schema_name("Problem")).item(members)
+}
+
+/// The schema of what a successful answer shows.
+fn answered(operation: &Operation) -> Option<Ref> {
+    let RefOr::T(response) = operation.responses.responses.get("200")? else { return None };
+    let (_, RefOr::T(content)) = response.content.first()? else { return None };
+    match &content.schema {
+        Some(RefOr::Ref(schema)) => Some(schema.clone()),
+        _ => None,
+    }
+}
+
+fn has(operation: &Operation, header: &str) -> bool {
+    let mut parameters = operation.parameters.iter().flatten();
+    parameters.any(|parameter| matches!(parameter, RefOr::T(parameter) if parameter.name == header))
+}
+
+fn is_repeatable(operation: &Operation) -> bool {
+    let mut answers = operation.responses.responses.values();
+    answers.any(|answer| matches!(answer, RefOr::T(response) if response.headers.contains_key(REPLAYED)))
+}
+
+fn idempotency_key() -> Parameter {
+    let key = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^[!-~]{1,128}$"));
+    ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some(
+            "Names the request, so that it can be repeated: a repeat within `idempotency-ttl` gets the first answer again \
+             and changes nothing. It comes back in the events of the change as `meta.mutationId`.",
+        ))
+        .schema(Some(key))
+        .build()
+}
+
+/// `readProject` of `read_project`.
+fn camel_case(name: &str) -> String {
+    let mut words = name.split('_');
+    let first = words.next().unwrap_or_default().to_owned();
+    words.fold(first, |name, word| name + &word[..1].to_uppercase() + &word[1..])
+}

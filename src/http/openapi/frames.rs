@@ -1,0 +1,81 @@
+//! The frames of a stream as one type, which clients tell apart by `event`.
+
+use utoipa::openapi::{
+    ObjectBuilder, OpenApi, Ref, RefOr, Schema, Type,
+    schema::{AllOfBuilder, Discriminator, OneOfBuilder},
+};
+
+use crate::{
+    ids::{BUILTIN_TYPES, HEARTBEAT},
+    log::Meta,
+    web::openapi::{define, frame_name, is_of_the_stream, schemas_of},
+};
+
+/// The schema of every frame.
+pub(in crate::http) const EVENT_FRAME: &str = "EventFrame";
+
+/// The schema of the frames that the log has.
+const LOGGED_FRAME: &str = "LoggedFrame";
+
+/// The schema of the events that others publish.
+const CUSTOM_EVENT: &str = "CustomEvent";
+
+/// Joins the frames that the routes have said they emit.
+pub(super) fn join(document: &mut OpenApi) {
+    let components = document.components.get_or_insert_default();
+    define(components, schemas_of::<Meta<'_>>());
+    let kinds: Vec<&str> = BUILTIN_TYPES.iter().copied().chain([HEARTBEAT]).collect();
+    let emitted = kinds.into_iter().filter(|kind| components.schemas.contains_key(&frame_name(kind)));
+    let (own, logged): (Vec<&str>, Vec<&str>) = emitted.partition(|kind| is_of_the_stream(kind));
+    let all = [logged.as_slice(), &own].concat();
+    let frames = [
+        (EVENT_FRAME, one_of(&all, ON_THE_WIRE)),
+        (LOGGED_FRAME, one_of(&logged, "One event of the log.")),
+        (CUSTOM_EVENT, custom_event()),
+        ("WithMeta", with_meta()),
+        ("Reference", reference()),
+    ];
+    components.schemas.extend(frames.map(|(name, schema)| (name.to_owned(), schema)));
+}
+
+const ON_THE_WIRE: &str = "One event of a stream. On the wire it is the lines `event:`, `id:` and `data:`, and an empty line \
+                           after them; `data` is this object's `data` as JSON on one line. The line `retry:` may stand \
+                           before it.";
+
+fn one_of(kinds: &[&str], description: &str) -> RefOr<Schema> {
+    let names = kinds.iter().map(|kind| frame_name(kind)).chain([CUSTOM_EVENT.to_owned()]);
+    let frames = names.map(Ref::from_schema_name).fold(OneOfBuilder::new(), OneOfBuilder::item);
+    let mapping = kinds.iter().map(|kind| (*kind, Ref::from_schema_name(frame_name(kind)).ref_location));
+    let by_event = Discriminator::with_mapping("event", mapping);
+    frames.description(Some(description)).discriminator(Some(by_event)).into()
+}
+
+/// What every payload of the log has besides its own members.
+fn with_meta() -> RefOr<Schema> {
+    ObjectBuilder::new().property("meta", Ref::from_schema_name("Meta")).required("meta").into()
+}
+
+fn reference() -> RefOr<Schema> {
+    let address = ObjectBuilder::new().schema_type(Type::String).description(Some("Where the event is."));
+    let reference = ObjectBuilder::new().property("ref", address.examples(["/v1/events/7"])).required("ref");
+    let described = AllOfBuilder::new().description(Some("In place of a payload larger than `event-bytes-max`."));
+    described.item(Ref::from_schema_name("WithMeta")).item(reference).into()
+}
+
+/// Any event under a prefix that is not one of the service's own.
+fn custom_event() -> RefOr<Schema> {
+    let mut prefixes: Vec<&str> = BUILTIN_TYPES.iter().filter_map(|kind| kind.split(':').next()).collect();
+    prefixes.dedup();
+    let pattern = format!("^(?!({}):)[a-z0-9-]+:[a-z0-9_.-]+$", prefixes.join("|"));
+    let name = ObjectBuilder::new().schema_type(Type::String).max_length(Some(64)).pattern(Some(pattern));
+    ObjectBuilder::new()
+        .description(Some(
+            "Published from SQL with `crewcast.publish`, under any prefix that is not one of the service's own.",
+        ))
+        .property("id", Ref::from_schema_name("Cursor"))
+        .property("event", name)
+        .property("data", Ref::from_schema_name("WithMeta"))
+        .required("event")
+        .required("data")
+        .into()
+}

@@ -1,0 +1,103 @@
+//! The API's document: what the routes say of themselves, and what holds for all of them.
+//!
+//! `openapi.yaml` in the repository is this document, and a test compares the two.
+
+mod common;
+mod frames;
+
+use std::sync::LazyLock;
+
+use axum::{
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use utoipa::{
+    IntoResponses,
+    openapi::{
+        ContentBuilder, Header, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, RefOr, ResponseBuilder, Schema,
+        SecurityRequirement, ServerBuilder, Type, header::HeaderBuilder, info::LicenseBuilder,
+    },
+};
+
+pub(super) use self::frames::EVENT_FRAME;
+use super::{DOMAIN, operations, streams};
+use crate::{domain, web::openapi::Responses};
+
+const YAML: &str = "application/yaml";
+
+const DESCRIPTION: &str = "\
+Server-Sent Events for construction operations, resumed exactly. Change things by REST; each change commits together with its
+events; `GET /events` streams them to whoever may see them.
+
+What holds for every route:
+
+- Bodies are JSON objects in camelCase with `Content-Type: application/json`. A field that is not named here is refused.
+- Every failed answer is a problem (RFC 9457). Switch on its `code`.
+- Every answer has an `X-Request-Id`, made by the server.
+- A path that is not listed is 404 `not_found`; a method that is not listed is 405 `method_not_allowed` with `Allow`. A route
+  with `GET` also takes `HEAD`.
+- Anything shaped like a JWT in a query string is 400 `token_in_query`, before anything else.
+- Other unknown query parameters are ignored.
+";
+
+/// The document.
+#[must_use]
+pub fn document() -> OpenApi {
+    let license = LicenseBuilder::new().name(env!("CARGO_PKG_LICENSE")).identifier(Some(env!("CARGO_PKG_LICENSE")));
+    let info = InfoBuilder::new().title("Crewcast").version(env!("CARGO_PKG_VERSION")).license(Some(license.build()));
+    let server = ServerBuilder::new().url("http://127.0.0.1:3001").description(Some("A server on this machine"));
+    let document = OpenApiBuilder::new()
+        .info(info.description(Some(DESCRIPTION)).build())
+        .servers(Some([server.build()]))
+        .security(Some([SecurityRequirement::new::<_, [&str; 0], _>(common::BEARER, [])]))
+        .components(Some(common::components()))
+        .build();
+    let mut document = document
+        .merge_from(streams().into_openapi())
+        .nest(DOMAIN, domain::router().into_openapi())
+        .merge_from(operations().into_openapi());
+    common::complete(&mut document);
+    frames::join(&mut document);
+    document
+}
+
+/// The document as text.
+pub fn yaml() -> &'static str {
+    static TEXT: LazyLock<String> =
+        LazyLock::new(|| document().to_yaml().expect("the document is texts, numbers, lists and maps"));
+    &TEXT
+}
+
+/// This document
+#[utoipa::path(get, path = "/openapi.yaml", security())]
+pub(super) async fn openapi() -> Document {
+    Document
+}
+
+/// The document, as an answer.
+pub(super) struct Document;
+
+impl IntoResponse for Document {
+    fn into_response(self) -> Response {
+        ([(CONTENT_TYPE, YAML)], yaml()).into_response()
+    }
+}
+
+impl IntoResponses for Document {
+    fn responses() -> Responses {
+        let document = text(YAML, ObjectBuilder::new().schema_type(Type::String), "OpenAPI 3.1.");
+        [("200".to_owned(), document.into())].into()
+    }
+}
+
+/// An answer that is no JSON.
+pub(super) fn text(media_type: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> ResponseBuilder {
+    let content = ContentBuilder::new().schema(Some(schema)).build();
+    ResponseBuilder::new().description(description).content(media_type, content)
+}
+
+/// A header that never has another value.
+pub(super) fn always(value: &str) -> Header {
+    let value = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([value]));
+    HeaderBuilder::new().schema(Some(value)).build()
+}
