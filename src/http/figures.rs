@@ -92,7 +92,6 @@ pub(super) struct Stats {
     replays: Replays,
     #[schema(inline)]
     queues: Queues,
-    /// The events routed last, in memory.
     #[schema(inline)]
     ring: Bounded,
     /// Memory that the process holds.
@@ -162,6 +161,7 @@ struct Queues {
     longest_bytes: i64,
 }
 
+/// The events routed last, in memory.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Bounded {

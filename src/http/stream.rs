@@ -65,6 +65,7 @@ pub(super) struct Stream(Session);
         (
             "Last-Event-ID" = Option<Position>,
             Header,
+            nullable = false,
             description = "The position to resume from. It goes before the parameter; an empty one is none."
         )
     ),

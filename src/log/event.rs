@@ -103,6 +103,7 @@ pub struct Meta<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, minimum = 1)]
     version: Option<i64>,
+    /// The `Idempotency-Key` of the request that changed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     mutation_id: Option<String>,

@@ -56,6 +56,10 @@ const ANSWERS: [(&str, &str, &str); 12] = [
     ),
 ];
 
+/// Parameters that are the same wherever they are, and what they are called among the components.
+const PARAMETERS: [(&str, &str); 4] =
+    [("after", "After"), ("limit", "Limit"), ("If-Match", "IfMatch"), ("Idempotency-Key", "IdempotencyKey")];
+
 /// What routes refer to by name.
 pub(super) fn components() -> Components {
     let mut components = Components::new();
@@ -107,15 +111,15 @@ fn headers() -> [(&'static str, Header); 6] {
 
 /// Completes every operation.
 pub(super) fn complete(document: &mut OpenApi) {
-    let (mut definitions, mut entities) = (Vec::new(), Vec::new());
+    let components = document.components.get_or_insert_default();
+    let mut entities = Vec::new();
     for (_, operation) in operations(&mut document.paths) {
-        definitions.extend(of_operation(operation));
+        define(components, of_operation(operation));
         if has(operation, "If-Match") {
             entities.extend(answered(operation).filter(|entity| !entities.contains(entity)));
         }
+        share_parameters(components, operation);
     }
-    let components = document.components.get_or_insert_default();
-    define(components, definitions);
     for (status, name, description) in ANSWERS {
         components.responses.insert(name.to_owned(), problem(status, description, &entities).into());
     }
@@ -139,6 +143,15 @@ fn of_operation(operation: &mut Operation) -> Vec<(String, RefOr<Schema>)> {
         settle(status, answer, is_repeatable);
     }
     definitions
+}
+
+fn share_parameters(components: &mut Components, operation: &mut Operation) {
+    for parameter in operation.parameters.iter_mut().flatten() {
+        let RefOr::T(own) = parameter else { continue };
+        let Some((_, name)) = PARAMETERS.iter().find(|(of, _)| *of == own.name) else { continue };
+        components.parameters.insert((*name).to_owned(), own.clone().into());
+        *parameter = Ref::new(format!("#/components/parameters/{name}")).into();
+    }
 }
 
 /// What an operation can answer by what it is.
@@ -165,14 +178,12 @@ fn settle(status: &str, answer: &mut RefOr<Response>, is_repeatable: bool) {
         }
         if is_repeatable && status == "409" {
             response.description = format!("{} {words}", response.description);
+            response.headers.insert("Retry-After".to_owned(), RefOr::Ref(header("RetryAfter")));
         }
-        response.content.insert(PROBLEM_JSON.to_owned(), content("Problem"));
+        let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
+        response.content.insert(PROBLEM_JSON.to_owned(), problem.into());
     }
     response.headers.insert("X-Request-Id".to_owned(), RefOr::Ref(header("RequestId")));
-}
-
-fn content(schema: &str) -> RefOr<utoipa::openapi::Content> {
-    ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).into()
 }
 
 /// The answer to an error.
