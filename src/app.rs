@@ -22,6 +22,7 @@ use crate::{
     },
     domain::{
         Domain,
+        people::People,
         rights::{JoinSettings, Joins},
     },
     files::Files,
@@ -49,6 +50,8 @@ pub struct App {
     pub hub: Arc<Hub>,
     /// Who may join which room.
     pub joins: Joins,
+    /// Whom this node has seen.
+    pub people: People,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
     /// What the node counts.
@@ -106,7 +109,8 @@ impl Server {
         let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep()];
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, verifier: Arc::new(verifier), metrics, draining };
+        let people = People::start(db.clone(), &tasks, stop.clone());
+        let app = App { config, db, hub, joins, people, verifier: Arc::new(verifier), metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));

@@ -75,7 +75,7 @@ impl Db {
     pub async fn write(&self) -> Result<Write, Error> {
         self.breaker()?;
         let tx = self.pool.begin().await?;
-        Ok(Write { tx, events: Vec::new(), mutation_id: None, bell: self.bell.clone() })
+        Ok(Write { tx, events: Vec::new(), mutation_id: None, publishes: false, bell: self.bell.clone() })
     }
 
     /// Begins a read: every statement sees one snapshot, and [`Read::cursor`] is the position of it.
@@ -176,6 +176,8 @@ pub struct Write {
     tx: Transaction<'static, Postgres>,
     events: Vec<NewEvent>,
     mutation_id: Option<String>,
+    /// Whether some of its events are written.
+    publishes: bool,
     bell: Arc<Notify>,
 }
 
@@ -196,13 +198,26 @@ impl Write {
     /// When Postgres refuses; then nothing has happened. When the connection breaks while the commit is under way, nobody
     /// knows.
     pub async fn commit(mut self) -> Result<(), Error> {
-        if self.events.is_empty() {
-            return Ok(self.tx.commit().await?);
-        }
-        log::append(&mut self.tx, &self.events, self.mutation_id.as_deref()).await?;
+        self.write_events().await?;
         self.tx.commit().await?;
-        self.bell.notify_one();
+        if self.publishes {
+            self.bell.notify_one();
+        }
         Ok(())
+    }
+
+    /// Writes the events that were added until now, and says their numbers. For changes whose answer names them; all
+    /// others leave that to the end.
+    ///
+    /// # Errors
+    /// When Postgres refuses.
+    pub async fn write_events(&mut self) -> Result<Vec<i64>, Error> {
+        let events = std::mem::take(&mut self.events);
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.publishes = true;
+        Ok(log::append(&mut self.tx, &events, self.mutation_id.as_deref()).await?)
     }
 }
 

@@ -38,6 +38,8 @@ struct Division {
 }
 
 impl Entity for Division {
+    const NOUN: &'static str = "division";
+
     fn version(&self) -> i64 {
         self.version
     }

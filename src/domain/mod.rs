@@ -3,10 +3,14 @@
 //! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
 //! appends events to the transaction that `db.write()` hands out and never sends any.
 
+mod alerts;
 mod capacity;
 mod divisions;
+mod events;
 mod members;
+pub mod people;
 mod phases;
+mod preferences;
 mod projects;
 pub mod rights;
 
@@ -36,4 +40,7 @@ pub fn router() -> OpenApiRouter<Domain> {
         .merge(members::router())
         .merge(phases::router())
         .merge(capacity::router())
+        .merge(events::router())
+        .merge(people::router())
+        .merge(preferences::router())
 }

@@ -27,7 +27,7 @@ use crate::{
     ids::{Day, Room, Sub, Text},
     log::NewEvent,
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldByField, FieldVersions, IfMatch, List, Made, Mutation,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
         Nothing, Page, Patch, PathArg, Query, Seen, Tx, fields_of, present,
     },
 };
@@ -77,16 +77,14 @@ struct Phase {
 }
 
 impl Entity for Phase {
+    const NOUN: &'static str = "phase";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Phase {
-    const NOUN: &'static str = "phase";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     ids::{Day, Room, Slug, Sub, Text},
     log::NewEvent,
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldByField, FieldVersions, IfMatch, List, Made, Mutation,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
         Nothing, Page, Patch, PathArg, Query, Seen, Tx, fields_of, present,
     },
 };
@@ -89,16 +89,14 @@ struct Project {
 }
 
 impl Entity for Project {
+    const NOUN: &'static str = "project";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Project {
-    const NOUN: &'static str = "project";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

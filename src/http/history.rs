@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::Room,
     log::{self, Event, Position, Reader, Reading, Scope, Snapshot, retention},
-    web::{List, Page, PathArg, Plain, Query, Seen},
+    web::{self, List, Page, PathArg, Plain, Query, Seen},
 };
 
 /// A stretch of a room's history with more events than this is cut at a noted position, so that nothing sorts a whole
@@ -101,7 +101,7 @@ pub(super) async fn read_room(
     PathArg(room): PathArg<String>,
     Query(page): Query<Page>,
 ) -> Result<Seen<List<PlacedFrame>>> {
-    let room: Room = room.parse().map_err(|error| Error::new(Code::InvalidRoom, format!("{error}.")))?;
+    let room = web::room(&room)?;
     if app.joins.may_join(&caller, std::slice::from_ref(&room)).await? != [true] {
         return Err(Error::forbidden("You may not join this room."));
     }

@@ -10,7 +10,7 @@ mod stream;
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
@@ -21,6 +21,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     app::App,
+    auth::Caller,
     domain,
     hub::{Closing, Expiring, Heartbeat, Open, ResetTo},
     ids::HEARTBEAT,
@@ -42,6 +43,7 @@ pub fn router(app: App) -> Router {
         .merge(machine)
         .nest(DOMAIN, domain)
         .layer(timeout)
+        .layer(from_fn_with_state(app.clone(), meet))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
@@ -84,6 +86,15 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(figures::stats))
         .routes(routes!(openapi::openapi))
         .headed("operations", "For probes and people; no token needed")
+}
+
+/// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.
+async fn meet(State(app): State<App>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    if let Ok(caller) = Caller::from_request_parts(&mut parts, &app).await {
+        app.people.saw(&caller);
+    }
+    next.run(Request::from_parts(parts, body)).await
 }
 
 /// While the node drains, clients are told to use the next node for their next request: closing connections that they

@@ -1,15 +1,17 @@
-//! Days and weeks as people write them.
+//! Days, weeks and times of the day as people write them.
 //!
 //! Years have four digits, so that Postgres can hold each and texts sort as the time goes.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::de::Deserializer;
 use time::{Date, Weekday, format_description::FormatItem, macros::format_description};
 use utoipa::openapi::{KnownFormat, SchemaFormat};
 
-use super::{InvalidName, deserialize_from_str, schema};
+use super::{InvalidName, deserialize_from_str, is_made_of, schema};
 
 const DAY_RULE: &str = "a day such as 2026-11-23";
 const DAY: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
@@ -92,6 +94,24 @@ impl fmt::Display for Week {
 
 serde_as_string!(Week, WEEK_RULE, schema::pattern(WEEK_RULE, WEEK_PATTERN).examples(["2026-W48"]));
 
+name!(
+    /// A time of the day, written `18:30`.
+    TimeOfDay,
+    "a time of the day from 00:00 to 23:59",
+    "([01][0-9]|2[0-3]):[0-5][0-9]",
+    |s| matches!(s.as_bytes(), [h1, h2, b':', m1, m2]
+        if matches!((h1, h2), (b'0'..=b'1', b'0'..=b'9') | (b'2', b'0'..=b'3'))
+            && matches!((m1, m2), (b'0'..=b'5', b'0'..=b'9')))
+);
+
+name!(
+    /// The name of a time zone, as IANA has it. Whether there is one of that name is not judged here.
+    TimeZone,
+    "a time zone such as Europe/Berlin: 1 to 64 characters of A-Z a-z 0-9 / _ + -",
+    "[A-Za-z0-9/_+-]{1,64}",
+    |s| is_made_of(s, 64, |b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b))
+);
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -106,6 +126,15 @@ mod tests {
         }
         for bad in ["2025-W53", "2026-W00", "2026-W54", "2021-W53", "2026-W60", "2026-W99"] {
             assert!(bad.parse::<Week>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_day_has_1440_times() {
+        let times = (0..100).flat_map(|hour| (0..100).map(move |minute| format!("{hour:02}:{minute:02}")));
+        assert_eq!(times.filter(|time| time.parse::<TimeOfDay>().is_ok()).count(), 24 * 60);
+        for bad in ["", "8:00", "08:0", "08:000", "24:00", "08-00", "08:00:00", " 8:00", "٠٨:٠٠"] {
+            assert!(bad.parse::<TimeOfDay>().is_err(), "{bad}");
         }
     }
 

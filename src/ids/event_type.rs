@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::de::Deserializer;
+use utoipa::openapi::{ObjectBuilder, Type};
 
 use super::{InvalidName, deserialize_from_str, is_made_of, is_slug_byte, shown};
 
@@ -86,6 +87,16 @@ impl EventType {
     pub fn is_builtin_prefix(&self) -> bool {
         is_builtin(self.prefix())
     }
+}
+
+/// The schema of the types that others publish under.
+#[must_use]
+pub fn custom_type() -> ObjectBuilder {
+    let mut prefixes: Vec<&str> = BUILTIN_TYPES.iter().filter_map(|name| name.split(':').next()).collect();
+    prefixes.dedup();
+    let pattern = format!("^(?!({}):)[a-z0-9-]+:[a-z0-9_.-]+$", prefixes.join("|"));
+    let custom = ObjectBuilder::new().schema_type(Type::String).max_length(Some(TYPE_BYTES_MAX)).pattern(Some(pattern));
+    custom.description(Some("Under a prefix that is not one of the service's own.")).examples(["erp:synced"])
 }
 
 /// A `types` parameter that names something that cannot come; the message names it.

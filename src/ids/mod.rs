@@ -13,8 +13,8 @@ use std::sync::Arc;
 use serde::de::{Deserializer, Visitor};
 use uuid::Uuid;
 
-pub use calendar::{Day, Week};
-pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter};
+pub use calendar::{Day, TimeOfDay, TimeZone, Week};
+pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter, custom_type};
 pub use text::{InvalidText, Text};
 
 /// Characters of a refused name that its error shows.

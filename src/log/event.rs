@@ -4,13 +4,15 @@
 //! dropped and nothing else changed, and `meta` as its last member. The line is a pure function of the stored row, so
 //! a replay gives byte for byte what went out live.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{FromRow, Row as _, postgres::PgRow};
 use time::{OffsetDateTime, format_description::FormatItem, macros::format_description};
 use utoipa::ToSchema;
 
-use crate::ids::Room;
+use crate::ids::{EventType, Room};
 
 /// An event to append.
 #[derive(Debug, Clone)]
@@ -18,7 +20,7 @@ pub struct NewEvent {
     /// The rooms it is addressed to: 1 to 20 names, each once.
     pub rooms: Vec<String>,
     /// Its name, such as `project:updated`.
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// Its payload: a JSON object without a member `meta`.
     pub data: Box<RawValue>,
     /// The version of the entity it speaks of, after the change.
@@ -40,7 +42,12 @@ impl NewEvent {
     /// As [`NewEvent::new`].
     pub fn unversioned(kind: &'static str, rooms: Vec<String>, data: &impl Serialize) -> Self {
         let data = serde_json::value::to_raw_value(data).expect("payloads are structs with text keys");
-        Self { rooms, kind, data, version: None }
+        Self { rooms, kind: kind.into(), data, version: None }
+    }
+
+    /// An event of a publisher's own, whose payload is a JSON object without a `meta`.
+    pub fn custom(kind: &EventType, room: &Room, data: Box<RawValue>) -> Self {
+        Self { rooms: vec![room.to_string()], kind: kind.to_string().into(), data, version: None }
     }
 }
 

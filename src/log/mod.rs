@@ -175,7 +175,7 @@ pub async fn cursor(conn: &mut PgConnection) -> Result<Position, LogError> {
 pub async fn append(conn: &mut PgConnection, events: &[NewEvent], mutation_id: Option<&str>) -> sqlx::Result<Vec<i64>> {
     // Room names hold no comma: a list of lists travels as a list of joined lists.
     let rooms: Vec<String> = events.iter().map(|event| event.rooms.join(",")).collect();
-    let kinds: Vec<&str> = events.iter().map(|event| event.kind).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| &*event.kind).collect();
     let data: Vec<&str> = events.iter().map(|event| event.data.get()).collect();
     let versions: Vec<Option<i64>> = events.iter().map(|event| event.version).collect();
     sqlx::query_scalar(

@@ -27,21 +27,20 @@ pub type FieldVersions = Json<BTreeMap<String, i64>>;
 
 /// Something with versions.
 pub trait Entity: Serialize {
-    /// Its version: 1 when it was made, one more with every change.
-    fn version(&self) -> i64;
-}
-
-/// An entity that clients change field by field, and whose changes are merged.
-pub trait FieldByField: Entity {
     /// What clients call such a thing.
     const NOUN: &'static str;
 
-    /// When its fields changed.
-    fn field_versions(&self) -> &FieldVersions;
+    /// Its version: 1 when it was made, one more with every change.
+    fn version(&self) -> i64;
+
+    /// When its fields changed; none for what is only changed as a whole.
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        None
+    }
 
     /// The version at which a field got the value that it has.
     fn changed_at(&self, field: &str) -> i64 {
-        self.field_versions().get(field).copied().unwrap_or(1)
+        self.field_versions().map_or(self.version(), |versions| versions.get(field).copied().unwrap_or(1))
     }
 }
 
@@ -70,6 +69,10 @@ pub struct Current<E>(PhantomData<E>);
 /// 201 or 200: an entity that was made, or as a change left it.
 #[derive(Debug)]
 pub struct Set<E>(PhantomData<E>);
+
+/// 201: what was made of something that was posted; it has no place of its own.
+#[derive(Debug)]
+pub struct Posted<T>(PhantomData<T>);
 
 /// 204: it is gone, or nothing is to be said.
 #[derive(Debug)]
@@ -115,6 +118,16 @@ impl<T: Serialize> Answer<Plain<T>> {
     /// When it does not serialise: answers are plain structs of ours.
     pub fn plain(data: &T) -> Self {
         Self::of(StatusCode::OK, data)
+    }
+}
+
+impl<T: Serialize> Answer<Posted<T>> {
+    /// What was made of something that was posted.
+    ///
+    /// # Panics
+    /// As [`Answer::plain`].
+    pub fn posted(data: &T) -> Self {
+        Self::of(StatusCode::CREATED, data)
     }
 }
 
@@ -183,6 +196,12 @@ impl<E: ToSchema> IntoResponses for Set<E> {
     fn responses() -> Responses {
         let there = tagged::<E>("There was one; this is its state now. What stays as it is makes no new version.");
         [("200".to_owned(), there.into()), ("201".to_owned(), tagged::<E>("It was made.").into())].into()
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Posted<T> {
+    fn responses() -> Responses {
+        [("201".to_owned(), json::<T>("It was taken.").into())].into()
     }
 }
 

@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::{ObjectBuilder, Type};
 
-use super::{Changed, FieldByField};
+use super::{Changed, Entity};
 use crate::error::{Code, Error, Result};
 
 /// The entity tag of a version, such as `"7"`.
@@ -35,11 +35,14 @@ impl IfMatch {
     ///
     /// # Errors
     /// 412 `version_conflict` where the entity's version is none of those given.
-    pub fn require<E: FieldByField>(&self, entity: &E) -> Result<()> {
+    pub fn require<E: Entity>(&self, entity: &E) -> Result<()> {
         match self.base(entity.version()) {
             Base::Any => Ok(()),
             Base::Version(base) if base == entity.version() => Ok(()),
-            base => Err(conflict(entity, entity.field_versions().keys().filter(|field| base.is_before(entity, field)))),
+            base => {
+                let fields = entity.field_versions().into_iter().flat_map(|versions| versions.keys());
+                Err(conflict(entity, fields.filter(|field| base.is_before(entity, field))))
+            }
         }
     }
 
@@ -48,7 +51,7 @@ impl IfMatch {
     ///
     /// # Errors
     /// 412 `version_conflict` with `conflictingFields`.
-    pub fn merge<E: FieldByField>(&self, entity: &E, changed: &Changed) -> Result<()> {
+    pub fn merge<E: Entity>(&self, entity: &E, changed: &Changed) -> Result<()> {
         let base = self.base(entity.version());
         let mut conflicting = changed.iter().map(|(field, _)| field).filter(|field| base.is_before(entity, field));
         let Some(first) = conflicting.next() else { return Ok(()) };
@@ -99,7 +102,7 @@ enum Base {
 
 impl Base {
     /// Whether a field has changed since.
-    fn is_before<E: FieldByField>(self, entity: &E, field: &str) -> bool {
+    fn is_before<E: Entity>(self, entity: &E, field: &str) -> bool {
         match self {
             Self::Any => false,
             Self::Version(base) => entity.changed_at(field) > base,
@@ -109,7 +112,7 @@ impl Base {
 }
 
 /// 412 with the present state.
-fn conflict<E: FieldByField>(entity: &E, fields: impl Iterator<Item = impl AsRef<str>>) -> Error {
+fn conflict<E: Entity>(entity: &E, fields: impl Iterator<Item = impl AsRef<str>>) -> Error {
     let current = match serde_json::to_value(entity) {
         Ok(current) => current,
         Err(error) => return Error::internal(error),
@@ -182,7 +185,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::web::{Entity, FieldVersions};
+    use crate::web::FieldVersions;
 
     fn read(lines: &[&str]) -> Result<IfMatch, Code> {
         let mut headers = HeaderMap::new();
@@ -221,16 +224,14 @@ mod tests {
     struct Thing(#[serde(skip)] FieldVersions);
 
     impl Entity for Thing {
+        const NOUN: &'static str = "thing";
+
         fn version(&self) -> i64 {
             9
         }
-    }
 
-    impl FieldByField for Thing {
-        const NOUN: &'static str = "thing";
-
-        fn field_versions(&self) -> &FieldVersions {
-            &self.0
+        fn field_versions(&self) -> Option<&FieldVersions> {
+            Some(&self.0)
         }
     }
 

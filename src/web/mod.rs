@@ -19,11 +19,11 @@ mod strict;
 
 pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
-pub use entity::{Answer, Current, Entity, FieldByField, FieldVersions, Made, Nothing, Plain, Set};
+pub use entity::{Answer, Current, Entity, FieldVersions, Made, Nothing, Plain, Posted, Set};
 pub use etag::{IfMatch, etag};
 pub use mutation::{IdempotencyTtl, Mutation, Tx};
 pub use openapi::{Describe, fields_of};
 pub use page::{List, Page};
 pub use patch::{Changed, Patch, present};
-pub use query::{PathArg, Query};
+pub use query::{PathArg, Query, room};
 pub use request::RequestId;

@@ -83,6 +83,14 @@ impl Tx {
         self.write.append(event);
     }
 
+    /// Writes the events that were added until now, as [`Write::write_events`].
+    ///
+    /// # Errors
+    /// When Postgres refuses.
+    pub async fn write_events(&mut self) -> Result<Vec<i64>> {
+        self.write.write_events().await
+    }
+
     /// Commits the change together with its events and its answer, which it returns.
     ///
     /// # Errors

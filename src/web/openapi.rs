@@ -117,10 +117,21 @@ pub fn take_definitions(response: &mut Response) -> Vec<(String, RefOr<Schema>)>
 /// # Panics
 /// When another schema has the same name: one of them needs `#[schema(as = ..)]`.
 pub fn define(components: &mut Components, schemas: impl IntoIterator<Item = (String, RefOr<Schema>)>) {
-    for (name, schema) in schemas {
+    for (name, mut schema) in schemas {
+        open_parts(&mut schema);
         let other = components.schemas.get(&name).filter(|other| **other != schema);
         assert!(other.is_none(), "two schemas have the name {name}");
         components.schemas.insert(name, schema);
+    }
+}
+
+/// A part of a whole cannot refuse what the other parts have.
+fn open_parts(schema: &mut RefOr<Schema>) {
+    let RefOr::T(Schema::AllOf(whole)) = schema else { return };
+    for part in &mut whole.items {
+        if let RefOr::T(Schema::Object(part)) = part {
+            part.additional_properties = None;
+        }
     }
 }
 

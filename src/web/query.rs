@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Code, Error, Result};
+use crate::ids::Room;
 
 /// Parts of the path, read as a `T`; refused with 400 `invalid_path`.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,14 @@ fn bad_path(rejection: PathRejection) -> Error {
     // Without the name of the type that it is not: that is a word of our language.
     let text = rejection.body_text();
     Error::new(Code::InvalidPath, format!("{}.", text.split(" to a `").next().unwrap_or(&text)))
+}
+
+/// A room that stands in the address.
+///
+/// # Errors
+/// 400 `invalid_room`.
+pub fn room(name: &str) -> Result<Room> {
+    name.parse().map_err(|error| Error::new(Code::InvalidRoom, format!("{error}.")))
 }
 
 /// The query string, read as a `T`; refused with 400 `invalid_query`. Unknown parameters are
@@ -134,7 +143,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::ids::{Room, Slug, Sub};
+    use crate::ids::{Slug, Sub};
     use crate::web::Page;
 
     #[derive(Debug, Deserialize)]

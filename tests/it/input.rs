@@ -85,6 +85,8 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
     vec![
         ("PUT", "/v1/divisions/north".to_owned()),
         ("POST", "/v1/projects".to_owned()),
+        ("POST", "/v1/rooms/company/events".to_owned()),
+        ("PUT", "/v1/me/preferences".to_owned()),
         ("PATCH", format!("/v1/projects/{id}")),
         ("PUT", format!("/v1/projects/{id}/members/eva")),
         ("POST", format!("/v1/projects/{id}/phases")),

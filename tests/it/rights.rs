@@ -100,6 +100,9 @@ fn table() -> Vec<Row> {
         ("GET", "/v1/assignments/{a}", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("PATCH", "/v1/assignments/{a}", json!({ "hours": 4 }), [403, 403, 403, 403, 200, 200, 200, 401]),
         ("DELETE", "/v1/assignments/{a}", Value::Null, [403, 403, 403, 403, 204, 204, 204, 401]),
+        ("GET", "/v1/me", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("GET", "/v1/me/preferences", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
+        ("PUT", "/v1/me/preferences", json!({}), [200, 200, 200, 200, 200, 200, 403, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("GET", "/v1/events/{s}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
@@ -108,6 +111,12 @@ fn table() -> Vec<Row> {
         ("GET", "/events?rooms=topic:x", Value::Null, [403, 403, 403, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=user:eve", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
         ("GET", "/v1/rooms/project:{p}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
+        (
+            "POST",
+            "/v1/rooms/topic:x/events",
+            json!({ "type": "a:b", "data": {} }),
+            [403, 403, 403, 403, 403, 201, 201, 401],
+        ),
         ("GET", "/v1/rooms/project:{d}/events", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/v1/rooms/user:eve/events", Value::Null, [403, 403, 403, 403, 403, 200, 200, 401]),
     ]

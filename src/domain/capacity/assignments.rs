@@ -19,7 +19,7 @@ use crate::{
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldByField, FieldVersions, IfMatch, List, Made, Mutation,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
         Nothing, Page, PathArg, Query, Seen, Tx, present,
     },
 };
@@ -57,16 +57,14 @@ struct Assignment {
 }
 
 impl Entity for Assignment {
+    const NOUN: &'static str = "assignment";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Assignment {
-    const NOUN: &'static str = "assignment";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

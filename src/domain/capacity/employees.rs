@@ -20,7 +20,7 @@ use crate::{
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldByField, FieldVersions, IfMatch, List, Made, Mutation,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
         Nothing, Page, PathArg, Query, Seen, Tx, present,
     },
 };
@@ -59,16 +59,14 @@ struct Employee {
 }
 
 impl Entity for Employee {
+    const NOUN: &'static str = "employee";
+
     fn version(&self) -> i64 {
         self.version
     }
-}
 
-impl FieldByField for Employee {
-    const NOUN: &'static str = "employee";
-
-    fn field_versions(&self) -> &FieldVersions {
-        &self.field_versions
+    fn field_versions(&self) -> Option<&FieldVersions> {
+        Some(&self.field_versions)
     }
 }
 

@@ -150,7 +150,7 @@ fn share_parameters(components: &mut Components, operation: &mut Operation) {
         let RefOr::T(own) = parameter else { continue };
         let Some((_, name)) = PARAMETERS.iter().find(|(of, _)| *of == own.name) else { continue };
         components.parameters.insert((*name).to_owned(), own.clone().into());
-        *parameter = Ref::new(format!("#/components/parameters/{name}")).into();
+        *parameter = RefOr::Ref(Ref::new(format!("#/components/parameters/{name}")));
     }
 }
 

@@ -6,7 +6,7 @@ use utoipa::openapi::{
 };
 
 use crate::{
-    ids::{BUILTIN_TYPES, HEARTBEAT},
+    ids::{BUILTIN_TYPES, HEARTBEAT, custom_type},
     log::Meta,
     web::openapi::{define, frame_name, is_of_the_stream, schemas_of},
 };
@@ -64,16 +64,13 @@ fn reference() -> RefOr<Schema> {
 
 /// Any event under a prefix that is not one of the service's own.
 fn custom_event() -> RefOr<Schema> {
-    let mut prefixes: Vec<&str> = BUILTIN_TYPES.iter().filter_map(|kind| kind.split(':').next()).collect();
-    prefixes.dedup();
-    let pattern = format!("^(?!({}):)[a-z0-9-]+:[a-z0-9_.-]+$", prefixes.join("|"));
-    let name = ObjectBuilder::new().schema_type(Type::String).max_length(Some(64)).pattern(Some(pattern));
     ObjectBuilder::new()
         .description(Some(
-            "Published from SQL with `crewcast.publish`, under any prefix that is not one of the service's own.",
+            "Published by `POST /v1/rooms/{room}/events` or from SQL with `crewcast.publish`, under any prefix that is not \
+             one of the service's own.",
         ))
         .property("id", Ref::from_schema_name("Cursor"))
-        .property("event", name)
+        .property("event", custom_type())
         .property("data", Ref::from_schema_name("WithMeta"))
         .required("event")
         .required("data")

@@ -1,0 +1,177 @@
+//! People: who calls, as their tokens name them. `GET /v1/me` says it back.
+//!
+//! The server keeps the last claims of everybody it has seen, so that it can judge who is away: whether somebody who is
+//! mentioned may read the project, and since when an inbox counts. Services are not people, and employees are others
+//! again: those are planned, people look on.
+//!
+//! Nobody waits for that to be written. [`People::saw`] looks into a map of whom this node has noted of late, and what is
+//! new goes through a bounded queue to one task, which writes many in one statement.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde::Serialize;
+use time::OffsetDateTime;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::Domain;
+use crate::{
+    auth::{Caller, Role, Roles},
+    db::Db,
+    ids::{Slug, Sub, TopicName},
+    web::{Describe as _, Plain},
+};
+
+/// How old `last_seen` may be of somebody whose claims stay the same.
+const NOTED_AGAIN_AFTER: Duration = Duration::from_secs(600);
+
+/// People whom a node remembers to have noted; beyond that it forgets all and notes them anew.
+const REMEMBERED_MAX: usize = 100_000;
+
+/// People who may wait to be noted; one more is noted with a later request.
+const WAITING_MAX: usize = 10_000;
+
+/// People who are noted in one statement.
+const BATCH_MAX: usize = 500;
+
+/// The routes.
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new().routes(routes!(read_me)).headed("me", "Who is calling, and how they want to be told")
+}
+
+/// The caller, as the server sees them.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Me {
+    id: Sub,
+    #[schema(required)]
+    name: Option<String>,
+    #[schema(required)]
+    avatar_url: Option<String>,
+    #[schema(value_type = Vec<Role>)]
+    roles: Roles,
+    divisions: Vec<Slug>,
+    topics: Vec<TopicName>,
+    #[serde(with = "time::serde::rfc3339")]
+    expires_at: OffsetDateTime,
+}
+
+/// Read who is calling
+///
+/// As their token names them.
+#[utoipa::path(get, path = "/me")]
+async fn read_me(caller: Caller) -> Plain<Me> {
+    let Caller { sub, name, avatar_url, roles, divisions, topics, expires_at } = caller;
+    Plain(Me { id: sub, name, avatar_url, roles, divisions, topics, expires_at })
+}
+
+/// Where to say who was seen. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct People {
+    noted: Arc<Mutex<HashMap<Sub, Noted>>>,
+    waiting: mpsc::Sender<Seen>,
+}
+
+/// Somebody who was noted.
+#[derive(Debug)]
+struct Noted {
+    caller: Caller,
+    at: Instant,
+}
+
+/// Somebody who was seen.
+#[derive(Debug, Serialize)]
+struct Seen {
+    #[serde(flatten)]
+    caller: Caller,
+    #[serde(with = "time::serde::rfc3339")]
+    at: OffsetDateTime,
+}
+
+impl People {
+    /// Starts the task that writes, until `stop`.
+    pub fn start(db: Db, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+        let (waiting, queue) = mpsc::channel(WAITING_MAX);
+        let noted = Arc::<Mutex<HashMap<_, _>>>::default();
+        tasks.spawn(Scribe { db, queue, noted: noted.clone() }.run(stop));
+        Self { noted, waiting }
+    }
+
+    /// Notes a person, unless that was done of late. Waits for nothing.
+    pub fn saw(&self, caller: &Caller) {
+        if !caller.is_person() {
+            return;
+        }
+        let mut noted = self.noted.lock().expect("nothing panics while it holds the map");
+        let is_known = noted.get(&caller.sub).is_some_and(|noted| noted.holds(caller));
+        let seen = || Seen { caller: caller.clone(), at: OffsetDateTime::now_utc() };
+        if is_known || self.waiting.try_send(seen()).is_err() {
+            return;
+        }
+        if noted.len() >= REMEMBERED_MAX {
+            noted.clear();
+        }
+        noted.insert(caller.sub.clone(), Noted { caller: caller.clone(), at: Instant::now() });
+    }
+}
+
+impl Noted {
+    /// Whether there is nothing new about them. A token that only ends later is nothing new.
+    fn holds(&self, caller: &Caller) -> bool {
+        let same = Caller { expires_at: self.caller.expires_at, ..caller.clone() } == self.caller;
+        same && self.at.elapsed() < NOTED_AGAIN_AFTER
+    }
+}
+
+/// The task that writes who was seen.
+#[derive(Debug)]
+struct Scribe {
+    db: Db,
+    queue: mpsc::Receiver<Seen>,
+    noted: Arc<Mutex<HashMap<Sub, Noted>>>,
+}
+
+impl Scribe {
+    async fn run(mut self, stop: CancellationToken) {
+        let mut batch = Vec::new();
+        while stop.run_until_cancelled(self.queue.recv_many(&mut batch, BATCH_MAX)).await.is_some_and(|n| n > 0) {
+            let seen = latest_of_each(std::mem::take(&mut batch));
+            if let Err(error) = write(&self.db, &seen).await {
+                tracing::debug!(%error, "people are noted with their next requests");
+                let mut noted = self.noted.lock().expect("nothing panics while it holds the map");
+                seen.iter().for_each(|seen| drop(noted.remove(&seen.caller.sub)));
+            }
+        }
+    }
+}
+
+/// One statement writes no row twice.
+fn latest_of_each(batch: Vec<Seen>) -> Vec<Seen> {
+    let mut subs = HashSet::new();
+    batch.into_iter().rev().filter(|seen| subs.insert(seen.caller.sub.clone())).collect()
+}
+
+async fn write(db: &Db, seen: &[Seen]) -> sqlx::Result<()> {
+    let mut conn = db.acquire_raw().await?;
+    sqlx::query(
+        r#"insert into crewcast.people as person
+               (sub, name, avatar_url, roles, divisions, topics, first_seen, last_seen)
+           select sub, name, "avatarUrl", roles, divisions, topics, at, at
+           from jsonb_to_recordset($1) as seen
+               (sub text, name text, "avatarUrl" text, roles text[], divisions text[], topics text[], at timestamptz)
+           on conflict (sub) do update
+               set name = excluded.name, avatar_url = excluded.avatar_url, roles = excluded.roles,
+                   divisions = excluded.divisions, topics = excluded.topics, last_seen = excluded.last_seen
+               where person.last_seen <= excluded.last_seen"#,
+    )
+    .bind(sqlx::types::Json(seen))
+    .execute(&mut *conn)
+    .await?;
+    Ok(())
+}
