@@ -17,6 +17,7 @@ mod jwks;
 mod load;
 mod merge;
 mod model;
+mod openapi;
 mod people;
 mod phases;
 mod projects;

@@ -52,10 +52,10 @@ pub fn document() -> OpenApi {
         .security(Some([SecurityRequirement::new::<_, [&str; 0], _>(common::BEARER, [])]))
         .components(Some(common::components()))
         .build();
-    let mut document = document
-        .merge_from(streams().into_openapi())
-        .nest(DOMAIN, domain::router().into_openapi())
-        .merge_from(operations().into_openapi());
+    // Nested on its own first: nesting would replace the paths that both have.
+    let domain = OpenApi::default().nest(DOMAIN, domain::router().into_openapi());
+    let mut document =
+        document.merge_from(streams().into_openapi()).merge_from(domain).merge_from(operations().into_openapi());
     common::complete(&mut document);
     frames::join(&mut document);
     document
@@ -100,4 +100,17 @@ pub(super) fn text(media_type: &str, schema: impl Into<RefOr<Schema>>, descripti
 pub(super) fn always(value: &str) -> Header {
     let value = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([value]));
     HeaderBuilder::new().schema(Some(value)).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::web::openapi;
+
+    #[test]
+    fn no_route_is_lost_where_two_parts_have_one_path() {
+        let count = |mut document: OpenApi| openapi::operations(&mut document.paths).count();
+        let parts = [streams().into_openapi(), domain::router().into_openapi(), operations().into_openapi()];
+        assert_eq!(count(document()), parts.into_iter().map(count).sum::<usize>());
+    }
 }
