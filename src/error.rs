@@ -96,12 +96,7 @@ codes! {
 
 impl Code {
     /// Codes for routes to come: no route answers them yet.
-    pub const KEPT: &[Self] = &[
-        Self::OriginNotAllowed,
-        Self::Conflict,
-        Self::RateLimited,
-        Self::TooManyStreams,
-    ];
+    pub const KEPT: &[Self] = &[Self::OriginNotAllowed, Self::Conflict, Self::RateLimited, Self::TooManyStreams];
 
     /// The code for an answer that comes with a status alone, from a layer or from the router.
     #[must_use]

@@ -57,11 +57,7 @@ struct SetDivision {
 ///
 /// By slug.
 #[utoipa::path(get, path = "/divisions", params(Page))]
-async fn list_divisions(
-    State(db): State<Db>,
-    _: Caller,
-    Query(page): Query<Page>,
-) -> Result<Seen<List<Division>>> {
+async fn list_divisions(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Result<Seen<List<Division>>> {
     let mut read = db.read().await?;
     let divisions: Vec<Division> =
         sqlx::query_as("select slug, name, version from crewcast.divisions where slug > $1 order by slug limit $2")

@@ -27,8 +27,8 @@ use crate::{
     ids::{Day, Room, Sub, Text},
     log::NewEvent,
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
-        Nothing, Page, Patch, PathArg, Query, Seen, Tx, fields_of, present,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        Patch, PathArg, Query, Seen, Tx, fields_of, present,
     },
 };
 
@@ -249,11 +249,7 @@ async fn make_phase(
     params(("id" = Uuid, Path), ("phaseId" = Uuid, Path)),
     responses((status = 404))
 )]
-async fn read_phase(
-    State(db): State<Db>,
-    caller: Caller,
-    PathArg(ids): PathArg<(Uuid, Uuid)>,
-) -> Result<Seen<Phase>> {
+async fn read_phase(State(db): State<Db>, caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>) -> Result<Seen<Phase>> {
     let mut read = db.read().await?;
     projects::look(&mut read, &caller, ids.0).await?;
     let phase = find(&mut read, ids).await?;

@@ -24,8 +24,8 @@ use crate::{
     ids::{Day, Room, Slug, Sub, Text},
     log::NewEvent,
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
-        Nothing, Page, Patch, PathArg, Query, Seen, Tx, fields_of, present,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        Patch, PathArg, Query, Seen, Tx, fields_of, present,
     },
 };
 
@@ -185,11 +185,7 @@ struct Updated<'a> {
 /// Managers, admins and services read all; members those that they are a member of or whose division is in their token.
 /// Oldest first.
 #[utoipa::path(get, path = "/projects", params(Page))]
-async fn list_projects(
-    State(db): State<Db>,
-    caller: Caller,
-    Query(page): Query<Page>,
-) -> Result<Seen<List<Project>>> {
+async fn list_projects(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) -> Result<Seen<List<Project>>> {
     let after = page.after_id()?;
     let mut read = db.read().await?;
     let projects: Vec<Project> = sqlx::query_as(concat!(
@@ -214,10 +210,7 @@ async fn list_projects(
 ///
 /// For managers, admins and services. Causes `project:created`.
 #[utoipa::path(post, path = "/projects", request_body = inline(Make), responses((status = 403)))]
-async fn make_project(
-    _: Manages,
-    Mutation { mut tx, body: make }: Mutation<Make>,
-) -> Result<Answer<Made<Project>>> {
+async fn make_project(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer<Made<Project>>> {
     let project: Project = sqlx::query_as(concat!(
         "insert into crewcast.projects (id, name, division, status, starts_on, ends_on, notes)
          values ($1, $2, $3, $4, $5, $6, $7)
@@ -243,11 +236,7 @@ async fn make_project(
 ///
 /// A stream that resumes from the answer's `Crewcast-Cursor` gets every change that is not in the answer.
 #[utoipa::path(get, path = "/projects/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
-async fn read_project(
-    State(db): State<Db>,
-    caller: Caller,
-    PathArg(id): PathArg<Uuid>,
-) -> Result<Seen<Project>> {
+async fn read_project(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Seen<Project>> {
     let mut read = db.read().await?;
     let (project, _) = find(&mut read, &caller, id, false).await?;
     Ok(Seen::entity(&read, project))

@@ -13,10 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
-use utoipa::{
-    IntoResponses, ToSchema,
-    openapi::{ObjectBuilder, Type},
-};
+use utoipa::{IntoResponses, ToSchema};
 
 use super::openapi::{always, text};
 use crate::{
@@ -54,7 +51,7 @@ impl IntoResponse for Text {
 
 impl IntoResponses for Text {
     fn responses() -> Responses {
-        let text = text("application/openmetrics-text", ObjectBuilder::new().schema_type(Type::String), "As they are now.");
+        let text = text("application/openmetrics-text", "As they are now.");
         [("200".to_owned(), text.header("Cache-Control", always(NO_STORE)).into())].into()
     }
 }

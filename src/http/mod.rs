@@ -2,6 +2,7 @@
 
 pub mod accept;
 mod cors;
+mod docs;
 mod figures;
 mod history;
 pub mod openapi;
@@ -36,7 +37,7 @@ pub fn router(app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
-    let machine = Router::from(streams().merge(operations())).with_state(app.clone());
+    let machine = Router::from(streams().merge(operations()).merge(pages())).with_state(app.clone());
     let domain = Router::from(domain::router()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
     Router::new()
@@ -84,8 +85,19 @@ fn operations() -> OpenApiRouter<App> {
         .routes(routes!(probes::readiness))
         .routes(routes!(figures::metrics))
         .routes(routes!(figures::stats))
-        .routes(routes!(openapi::openapi))
         .headed("operations", "For probes and people; no token needed")
+}
+
+/// What tells people and machines how to use all that.
+fn pages() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(docs::overview))
+        .routes(routes!(docs::reference))
+        .routes(routes!(docs::stream_guide))
+        .routes(routes!(docs::problem_list))
+        .routes(routes!(docs::problem_page))
+        .routes(routes!(docs::openapi))
+        .headed("docs", "Pages for people, and this document; no token needed")
 }
 
 /// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.

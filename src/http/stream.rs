@@ -123,7 +123,8 @@ data: {"projectId":"01a20834-c789-71f3-93b9-1d13b4f86540","field":"endsOn","newV
 
 impl IntoResponses for Stream {
     fn responses() -> Responses {
-        let frames = ContentBuilder::new().schema(Some(Ref::from_schema_name(EVENT_FRAME))).example(Some(EXAMPLE.into()));
+        let frames =
+            ContentBuilder::new().schema(Some(Ref::from_schema_name(EVENT_FRAME))).example(Some(EXAMPLE.into()));
         let stream = ResponseBuilder::new()
             .description("The stream. It lasts until the client or the server ends it, or the token expires.")
             .header("Cache-Control", always(NEVER_CHANGED))

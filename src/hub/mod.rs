@@ -48,12 +48,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
     frames::{Closing, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
     pump::{Pump, PumpSettings},
     session::{Opening, Session},
 };
+use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 use crate::{
     db::Db,
     log::{Event, Now, Position, Snapshot},

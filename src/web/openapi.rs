@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use utoipa::{
     IntoResponses, PartialSchema, ToSchema,
     openapi::{
-        Components, Content, ContentBuilder, ObjectBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder,
-        Schema, Type,
+        Components, Content, ContentBuilder, ObjectBuilder, PathItem, Ref, RefOr, Response, ResponseBuilder, Schema,
+        Type,
         path::{Operation, Paths},
         schema::{AllOfBuilder, AnyOfBuilder},
         tag::TagBuilder,
@@ -81,9 +81,8 @@ pub fn operations(paths: &mut Paths) -> impl Iterator<Item = (&str, &mut Operati
 /// An answer whose body is a `T`.
 pub fn json<T: ToSchema>(description: &str) -> ResponseBuilder {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(T::name()))).build();
-    let definitions = schemas_of::<T>().into_iter().fold(ObjectBuilder::new(), |all, (name, schema)| {
-        all.property(name, schema)
-    });
+    let definitions =
+        schemas_of::<T>().into_iter().fold(ObjectBuilder::new(), |all, (name, schema)| all.property(name, schema));
     let response = ResponseBuilder::new().description(description).content(JSON, content);
     response.content(DEFINITIONS, Content::new(Some(definitions)))
 }
@@ -107,7 +106,9 @@ pub fn fields_of<T: PartialSchema>() -> ObjectBuilder {
 /// Takes the schemas that a response brought along.
 pub fn take_definitions(response: &mut Response) -> Vec<(String, RefOr<Schema>)> {
     match response.content.shift_remove(DEFINITIONS) {
-        Some(RefOr::T(Content { schema: Some(RefOr::T(Schema::Object(all))), .. })) => all.properties.into_iter().collect(),
+        Some(RefOr::T(Content { schema: Some(RefOr::T(Schema::Object(all))), .. })) => {
+            all.properties.into_iter().collect()
+        }
         _ => Vec::new(),
     }
 }
@@ -175,4 +176,3 @@ impl IntoResponses for Error {
         Responses::new()
     }
 }
-

@@ -57,7 +57,8 @@ impl Document {
     /// Fails unless the document has this answer.
     pub fn check(&self, method: &str, path: &str, (status, media_type, body): (StatusCode, &str, &[u8])) {
         let at = format!("{method} {path} {status} {media_type}");
-        let is_asked = |(route, verb, _): &(&str, &str, &Value)| verb.eq_ignore_ascii_case(method) && is_of(path, route);
+        let is_asked =
+            |(route, verb, _): &(&str, &str, &Value)| verb.eq_ignore_ascii_case(method) && is_of(path, route);
         let (_, _, operation) = self.operations().find(is_asked).unwrap_or_else(|| panic!("{at}: no such operation"));
         let answer = self.resolve(&operation["responses"][status.as_str()]);
         assert!(answer["description"].is_string(), "{at}: no such answer");
@@ -124,7 +125,8 @@ fn every_reference_resolves_and_every_component_is_used() {
     });
     assert_eq!(broken.collect::<Vec<_>>(), [&(String::new(), &Value::Null); 0]);
     let mapped = all(&document, "mapping").into_iter().flat_map(|(_, mapping)| mapping.as_object().unwrap().values());
-    let used: BTreeSet<&str> = references.iter().map(|(_, name)| *name).chain(mapped).filter_map(Value::as_str).collect();
+    let used: BTreeSet<&str> =
+        references.iter().map(|(_, name)| *name).chain(mapped).filter_map(Value::as_str).collect();
     for kind in ["schemas", "responses", "parameters", "headers"] {
         for name in document["components"][kind].as_object().unwrap().keys() {
             assert!(used.contains(format!("#/components/{kind}/{name}").as_str()), "{kind}/{name} is used nowhere");
@@ -154,7 +156,8 @@ fn every_part_of_a_path_is_declared_and_every_answer_described() {
         let parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
         let declared = parameters.iter().map(|parameter| document.resolve(parameter));
         let in_path = declared.filter(|parameter| parameter["in"] == "path");
-        let declared: BTreeSet<String> = in_path.map(|parameter| parameter["name"].as_str().unwrap().to_owned()).collect();
+        let declared: BTreeSet<String> =
+            in_path.map(|parameter| parameter["name"].as_str().unwrap().to_owned()).collect();
         let parts = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
         assert_eq!(declared, parts.map(str::to_owned).collect(), "{method} {path}");
         let answers = operation["responses"].as_object().unwrap();
@@ -170,7 +173,9 @@ fn every_part_of_a_path_is_declared_and_every_answer_described() {
 #[test]
 fn bodies_refuse_what_they_do_not_name() {
     let document = Document::made();
-    for (path, method, operation) in document.operations().filter(|(.., operation)| operation["requestBody"].is_object()) {
+    for (path, method, operation) in
+        document.operations().filter(|(.., operation)| operation["requestBody"].is_object())
+    {
         let body = &operation["requestBody"]["content"]["application/json"]["schema"];
         let errors = document.errors(body, &json!({ "nonsense": 1 }));
         let alternatives = body["oneOf"].as_array().cloned().unwrap_or_else(|| vec![body.clone()]);
@@ -246,7 +251,8 @@ async fn cause_everything(ana: &Client, project: &str) {
     send(Method::PUT, format!("/v1/employees/{employee}/capacity"), json!({ "weeklyHours": 0 })).await;
     let preferences = json!({ "alerts": [{ "toast": true, "sound": false, "desktop": false, "badge": true }] });
     send(Method::PUT, "/v1/me/preferences".to_owned(), preferences).await;
-    send(Method::POST, "/v1/rooms/company/events".to_owned(), json!({ "type": "erp:synced", "data": { "n": 1 } })).await;
+    send(Method::POST, "/v1/rooms/company/events".to_owned(), json!({ "type": "erp:synced", "data": { "n": 1 } }))
+        .await;
     send(Method::PATCH, format!("/v1/projects/{project}"), json!({ "endsOn": "2026-12-04", "notes": "x" })).await;
     send(Method::DELETE, format!("/v1/projects/{project}"), Value::Null).await;
 }

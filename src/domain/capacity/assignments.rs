@@ -19,8 +19,8 @@ use crate::{
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
-        Nothing, Page, PathArg, Query, Seen, Tx, present,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        PathArg, Query, Seen, Tx, present,
     },
 };
 

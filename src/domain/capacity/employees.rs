@@ -20,8 +20,8 @@ use crate::{
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
     web::{
-        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation,
-        Nothing, Page, PathArg, Query, Seen, Tx, present,
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        PathArg, Query, Seen, Tx, present,
     },
 };
 
@@ -115,11 +115,7 @@ struct Filter {
 ///
 /// Oldest first.
 #[utoipa::path(get, path = "/employees", params(Filter, Page))]
-async fn list_employees(
-    State(db): State<Db>,
-    _: Caller,
-    Query(filter): Query<Filter>,
-) -> Result<Seen<List<Employee>>> {
+async fn list_employees(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Seen<List<Employee>>> {
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;
@@ -142,10 +138,7 @@ async fn list_employees(
 ///
 /// For managers, admins and services. It causes no event.
 #[utoipa::path(post, path = "/employees", request_body = inline(Make), responses((status = 403)))]
-async fn make_employee(
-    _: Manages,
-    Mutation { mut tx, body: make }: Mutation<Make>,
-) -> Result<Answer<Made<Employee>>> {
+async fn make_employee(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer<Made<Employee>>> {
     let employee: Employee = sqlx::query_as(concat!(
         "insert into crewcast.employees (id, name, division, weekly_hours) values ($1, $2, $3, $4) returning ",
         columns!()

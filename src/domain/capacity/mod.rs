@@ -129,11 +129,7 @@ struct Filter {
 ///
 /// One item for each employee, also for those who have nothing to do in it. By employee, oldest first.
 #[utoipa::path(get, path = "/capacity", params(Filter, Page))]
-async fn list_capacity(
-    State(db): State<Db>,
-    _: Caller,
-    Query(filter): Query<Filter>,
-) -> Result<Seen<List<Capacity>>> {
+async fn list_capacity(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Seen<List<Capacity>>> {
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;

@@ -49,11 +49,7 @@ const ANSWERS: [(&str, &str, &str); 12] = [
          `Idempotency-Key` was used for another request.",
     ),
     ("500", "Internal", "`internal`: the server's log has the cause under the request's id."),
-    (
-        "503",
-        "Unavailable",
-        "`unavailable`: Postgres is out of reach, or the server is shutting down. Ask again later.",
-    ),
+    ("503", "Unavailable", "`unavailable`: Postgres is out of reach, or the server is shutting down. Ask again later."),
 ];
 
 /// Parameters that are the same wherever they are, and what they are called among the components.
@@ -75,7 +71,7 @@ pub(super) fn components() -> Components {
     components
 }
 
-fn headers() -> [(&'static str, Header); 6] {
+fn headers() -> [(&'static str, Header); 7] {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let known = |format| Some(SchemaFormat::KnownFormat(format));
     let described = |schema: RefOr<Schema>, description: &str| {
@@ -99,13 +95,17 @@ fn headers() -> [(&'static str, Header); 6] {
             described(text().format(Some(SchemaFormat::Custom("uri-reference".into()))).into(), "Where it is."),
         ),
         (
+            "PageTag",
+            described(
+                text().into(),
+                "The page's own; sent back in `If-None-Match` it saves the page where that is still the same.",
+            ),
+        ),
+        (
             "RequestId",
             described(text().format(known(KnownFormat::Uuid)).into(), "The id of the request, made by the server."),
         ),
-        (
-            "RetryAfter",
-            described(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).into(), "Seconds."),
-        ),
+        ("RetryAfter", described(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).into(), "Seconds.")),
     ]
 }
 

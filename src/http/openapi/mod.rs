@@ -7,27 +7,19 @@ mod frames;
 
 use std::sync::LazyLock;
 
-use axum::{
-    http::header::CONTENT_TYPE,
-    response::{IntoResponse, Response},
-};
-use utoipa::{
-    IntoResponses,
-    openapi::{
-        ContentBuilder, Header, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, RefOr, ResponseBuilder, Schema,
-        SecurityRequirement, ServerBuilder, Type, header::HeaderBuilder, info::LicenseBuilder,
-    },
+use utoipa::openapi::{
+    ContentBuilder, Header, InfoBuilder, ObjectBuilder, OpenApi, OpenApiBuilder, ResponseBuilder, SecurityRequirement,
+    ServerBuilder, Type, header::HeaderBuilder, info::LicenseBuilder,
 };
 
 pub(super) use self::frames::EVENT_FRAME;
-use super::{DOMAIN, operations, streams};
-use crate::{domain, web::openapi::Responses};
+use super::{DOMAIN, operations, pages, streams};
+use crate::domain;
 
-const YAML: &str = "application/yaml";
+const SUMMARY: &str = "Server-Sent Events for construction operations, resumed exactly";
 
 const DESCRIPTION: &str = "\
-Server-Sent Events for construction operations, resumed exactly. Change things by REST; each change commits together with its
-events; `GET /events` streams them to whoever may see them.
+Change things by REST; each change commits together with its events; `GET /events` streams them to whoever may see them.
 
 What holds for every route:
 
@@ -45,17 +37,22 @@ What holds for every route:
 pub fn document() -> OpenApi {
     let license = LicenseBuilder::new().name(env!("CARGO_PKG_LICENSE")).identifier(Some(env!("CARGO_PKG_LICENSE")));
     let info = InfoBuilder::new().title("Crewcast").version(env!("CARGO_PKG_VERSION")).license(Some(license.build()));
+    let info = info.description(Some(DESCRIPTION));
     let server = ServerBuilder::new().url("http://127.0.0.1:3001").description(Some("A server on this machine"));
     let document = OpenApiBuilder::new()
-        .info(info.description(Some(DESCRIPTION)).build())
+        // The builder knows no summary, which is new in 3.1.
+        .info(info.extensions(Some([("summary", SUMMARY)].into_iter().collect())).build())
         .servers(Some([server.build()]))
         .security(Some([SecurityRequirement::new::<_, [&str; 0], _>(common::BEARER, [])]))
         .components(Some(common::components()))
         .build();
     // Nested on its own first: nesting would replace the paths that both have.
     let domain = OpenApi::default().nest(DOMAIN, domain::router().into_openapi());
-    let mut document =
-        document.merge_from(streams().into_openapi()).merge_from(domain).merge_from(operations().into_openapi());
+    let mut document = document
+        .merge_from(streams().into_openapi())
+        .merge_from(domain)
+        .merge_from(operations().into_openapi())
+        .merge_from(pages().into_openapi());
     common::complete(&mut document);
     frames::join(&mut document);
     document
@@ -68,32 +65,17 @@ pub fn yaml() -> &'static str {
     &TEXT
 }
 
-/// This document
-#[utoipa::path(get, path = "/openapi.yaml", security())]
-pub(super) async fn openapi() -> Document {
-    Document
+/// An answer that is a text.
+pub(super) fn text(media_type: &str, description: &str) -> ResponseBuilder {
+    let text = ContentBuilder::new().schema(Some(ObjectBuilder::new().schema_type(Type::String)));
+    ResponseBuilder::new().description(description).content(media_type, text.build())
 }
 
-/// The document, as an answer.
-pub(super) struct Document;
-
-impl IntoResponse for Document {
-    fn into_response(self) -> Response {
-        ([(CONTENT_TYPE, YAML)], yaml()).into_response()
-    }
-}
-
-impl IntoResponses for Document {
-    fn responses() -> Responses {
-        let document = text(YAML, ObjectBuilder::new().schema_type(Type::String), "OpenAPI 3.1.");
-        [("200".to_owned(), document.into())].into()
-    }
-}
-
-/// An answer that is no JSON.
-pub(super) fn text(media_type: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> ResponseBuilder {
-    let content = ContentBuilder::new().schema(Some(schema)).build();
-    ResponseBuilder::new().description(description).content(media_type, content)
+/// An answer that is always the same text.
+pub(super) fn words(words: &str, description: &str) -> ResponseBuilder {
+    let words = ObjectBuilder::new().schema_type(Type::String).enum_values(Some([words]));
+    let words = ContentBuilder::new().schema(Some(words));
+    ResponseBuilder::new().description(description).content("text/plain", words.build())
 }
 
 /// A header that never has another value.
@@ -110,7 +92,12 @@ mod tests {
     #[test]
     fn no_route_is_lost_where_two_parts_have_one_path() {
         let count = |mut document: OpenApi| openapi::operations(&mut document.paths).count();
-        let parts = [streams().into_openapi(), domain::router().into_openapi(), operations().into_openapi()];
+        let parts = [
+            streams().into_openapi(),
+            domain::router().into_openapi(),
+            operations().into_openapi(),
+            pages().into_openapi(),
+        ];
         assert_eq!(count(document()), parts.into_iter().map(count).sum::<usize>());
     }
 }
