@@ -12,10 +12,10 @@ use axum::{
 use serde::Deserialize;
 use utoipa::{
     IntoParams, IntoResponses,
-    openapi::{ContentBuilder, Ref, ResponseBuilder},
+    openapi::{ContentBuilder, ResponseBuilder},
 };
 
-use super::openapi::{EVENT_FRAME, always};
+use super::openapi::{always, sent};
 use crate::{
     app::App,
     auth::Caller,
@@ -123,8 +123,7 @@ data: {"projectId":"01a20834-c789-71f3-93b9-1d13b4f86540","field":"endsOn","newV
 
 impl IntoResponses for Stream {
     fn responses() -> Responses {
-        let frames =
-            ContentBuilder::new().schema(Some(Ref::from_schema_name(EVENT_FRAME))).example(Some(EXAMPLE.into()));
+        let frames = ContentBuilder::new().schema(Some(sent())).example(Some(EXAMPLE.into()));
         let stream = ResponseBuilder::new()
             .description("The stream. It lasts until the client or the server ends it, or the token expires.")
             .header("Cache-Control", always(NEVER_CHANGED))

@@ -1,11 +1,13 @@
 //! What holds for many routes, said once: who must send a token, how errors are answered, and what a repeat of a write needs.
 
+use std::collections::BTreeMap;
+
 use utoipa::openapi::{
     Components, ContentBuilder, Header, ObjectBuilder, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder,
     SchemaFormat, Type,
     header::HeaderBuilder,
     path::{Operation, Parameter, ParameterBuilder, ParameterIn},
-    schema::{AllOfBuilder, ArrayBuilder, KnownFormat, OneOfBuilder, Schema},
+    schema::{AllOfBuilder, ArrayBuilder, KnownFormat, Schema},
     security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 
@@ -22,7 +24,7 @@ use crate::{
 pub(super) const BEARER: &str = "bearer";
 
 /// How each error is answered, unless a route has words of its own: status, name, and which codes mean what.
-const ANSWERS: [(&str, &str, &str); 12] = [
+const ANSWERS: [(&str, &str, &str); 11] = [
     (
         "400",
         "BadRequest",
@@ -34,12 +36,6 @@ const ANSWERS: [(&str, &str, &str); 12] = [
     ("404", "NotFound", "`not_found`: there is none, or the caller may not read it."),
     ("408", "Timeout", "`timeout`: the answer was not there within `request-timeout`."),
     ("409", "InProgress", "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running."),
-    (
-        "412",
-        "VersionConflict",
-        "`version_conflict`: somebody else has changed what the versions in `If-Match` had. The answer has the present \
-         state.",
-    ),
     ("413", "BodyTooLarge", "`body_too_large`: the body is larger than `body-bytes-max`."),
     ("415", "UnsupportedMediaType", "`unsupported_media_type`: the body is not declared as JSON."),
     (
@@ -111,18 +107,30 @@ fn headers() -> [(&'static str, Header); 7] {
 
 /// Completes every operation.
 pub(super) fn complete(document: &mut OpenApi) {
+    let shown: BTreeMap<String, String> = operations(&mut document.paths)
+        .filter_map(|(path, operation)| Some((path.to_owned(), answered(operation)?)))
+        .collect();
     let components = document.components.get_or_insert_default();
-    let mut entities = Vec::new();
-    for (_, operation) in operations(&mut document.paths) {
-        define(components, of_operation(operation));
-        if has(operation, "If-Match") {
-            entities.extend(answered(operation).filter(|entity| !entities.contains(entity)));
+    for (status, name, description) in ANSWERS {
+        components.responses.insert(name.to_owned(), problem(status, description, "Problem").into());
+    }
+    for (path, operation) in operations(&mut document.paths) {
+        if let Some(entity) = shown.get(path).filter(|_| has(operation, "If-Match")) {
+            answer_conflicts(components, operation, entity);
         }
+        define(components, of_operation(operation));
         share_parameters(components, operation);
     }
-    for (status, name, description) in ANSWERS {
-        components.responses.insert(name.to_owned(), problem(status, description, &entities).into());
-    }
+}
+
+/// 412 with the entity that the path is of.
+fn answer_conflicts(components: &mut Components, operation: &mut Operation, entity: &str) {
+    let name = format!("{entity}Conflict");
+    define(components, [(name.clone(), conflict(entity).into())]);
+    let description = "`version_conflict`: somebody else has changed what the versions in `If-Match` had. The answer has the \
+                       present state.";
+    components.responses.insert(name.clone(), problem("412", description, &name).into());
+    operation.responses.responses.insert("412".to_owned(), Ref::from_response_name(name).into());
 }
 
 /// Completes an operation, and takes the schemas that its answers brought along.
@@ -157,11 +165,10 @@ fn share_parameters(components: &mut Components, operation: &mut Operation) {
 /// What an operation can answer by what it is.
 fn statuses(operation: &Operation, is_repeatable: bool) -> Vec<&'static str> {
     let is_open = operation.security.as_ref().is_some_and(Vec::is_empty);
-    let sets: [(bool, &[&str]); 5] = [
+    let sets: [(bool, &[&str]); 4] = [
         (true, &["400"]),
         (!is_open, &["401", "408", "500", "503"]),
         (operation.request_body.is_some(), &["413", "415", "422"]),
-        (has(operation, "If-Match"), &["412"]),
         (is_repeatable, &["409", "422"]),
     ];
     sets.into_iter().filter(|(holds, _)| *holds).flat_map(|(_, statuses)| statuses).copied().collect()
@@ -187,12 +194,9 @@ fn settle(status: &str, answer: &mut RefOr<Response>, is_repeatable: bool) {
 }
 
 /// The answer to an error.
-fn problem(status: &str, description: &str, entities: &[Ref]) -> Response {
-    let content = match status {
-        "412" => ContentBuilder::new().schema(Some(conflict(entities))),
-        _ => ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))),
-    };
-    let problem = ResponseBuilder::new().description(description).content(PROBLEM_JSON, content.build());
+fn problem(status: &str, description: &str, schema: &str) -> Response {
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+    let problem = ResponseBuilder::new().description(description).content(PROBLEM_JSON, content);
     let problem = problem.header_ref("X-Request-Id", header("RequestId"));
     match status {
         "401" => problem.header("WWW-Authenticate", challenge()),
@@ -208,12 +212,11 @@ fn challenge() -> Header {
 }
 
 /// A problem that shows what is there now.
-fn conflict(entities: &[Ref]) -> AllOfBuilder {
-    let current = entities.iter().cloned().fold(OneOfBuilder::new(), OneOfBuilder::item);
+fn conflict(entity: &str) -> AllOfBuilder {
     let version = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
     let fields = ArrayBuilder::new().items(ObjectBuilder::new().schema_type(Type::String));
     let members = ObjectBuilder::new()
-        .property("current", current.description(Some("What the route reads.")))
+        .property("current", Ref::from_schema_name(entity))
         .property("currentVersion", version)
         .property("conflictingFields", fields.description(Some("The fields that somebody else has changed.")))
         .required("current")
@@ -222,12 +225,12 @@ fn conflict(entities: &[Ref]) -> AllOfBuilder {
     AllOfBuilder::new().item(Ref::from_schema_name("Problem")).item(members)
 }
 
-/// The schema of what a successful answer shows.
-fn answered(operation: &Operation) -> Option<Ref> {
+/// The name of the schema of what a successful answer shows.
+fn answered(operation: &Operation) -> Option<String> {
     let RefOr::T(response) = operation.responses.responses.get("200")? else { return None };
     let (_, RefOr::T(content)) = response.content.first()? else { return None };
     match &content.schema {
-        Some(RefOr::Ref(schema)) => Some(schema.clone()),
+        Some(RefOr::Ref(schema)) => schema.ref_location.rsplit('/').next().map(str::to_owned),
         _ => None,
     }
 }

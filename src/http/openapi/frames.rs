@@ -1,8 +1,9 @@
-//! The frames of a stream as one type, which clients tell apart by `event`.
+//! The frames of a stream as one type, which clients tell apart by `event`. Custom events stand beside it: their names are
+//! nobody's to list.
 
 use utoipa::openapi::{
     ObjectBuilder, OpenApi, Ref, RefOr, Schema, Type,
-    schema::{AllOfBuilder, Discriminator, OneOfBuilder},
+    schema::{AllOfBuilder, AnyOfBuilder, Discriminator, OneOfBuilder},
 };
 
 use crate::{
@@ -11,8 +12,8 @@ use crate::{
     web::openapi::{define, frame_name, is_of_the_stream, schemas_of},
 };
 
-/// The schema of every frame.
-pub(in crate::http) const EVENT_FRAME: &str = "EventFrame";
+/// The schema of every frame that the service has a name for.
+const EVENT_FRAME: &str = "EventFrame";
 
 /// The schema of the frames that the log has.
 const LOGGED_FRAME: &str = "LoggedFrame";
@@ -27,10 +28,10 @@ pub(super) fn join(document: &mut OpenApi) {
     let kinds: Vec<&str> = BUILTIN_TYPES.iter().copied().chain([HEARTBEAT]).collect();
     let emitted = kinds.into_iter().filter(|kind| components.schemas.contains_key(&frame_name(kind)));
     let (own, logged): (Vec<&str>, Vec<&str>) = emitted.partition(|kind| is_of_the_stream(kind));
-    let all = [logged.as_slice(), &own].concat();
+    let (all, custom) = ([logged.as_slice(), &own].concat(), Ref::from_schema_name(CUSTOM_EVENT));
     let frames = [
-        (EVENT_FRAME, one_of(&all, ON_THE_WIRE)),
-        (LOGGED_FRAME, one_of(&logged, "One event of the log.")),
+        (EVENT_FRAME, told_apart(&all).into()),
+        (LOGGED_FRAME, one_of(&logged).item(custom).description(Some("One event of the log.")).into()),
         (CUSTOM_EVENT, custom_event()),
         ("WithMeta", with_meta()),
         ("Reference", reference()),
@@ -38,16 +39,21 @@ pub(super) fn join(document: &mut OpenApi) {
     components.schemas.extend(frames.map(|(name, schema)| (name.to_owned(), schema)));
 }
 
-const ON_THE_WIRE: &str = "One event of a stream. On the wire it is the lines `event:`, `id:` and `data:`, and an empty line \
-                           after them; `data` is this object's `data` as JSON on one line. The line `retry:` may stand \
-                           before it.";
+/// What a stream sends.
+pub(in crate::http) fn sent() -> AnyOfBuilder {
+    [EVENT_FRAME, CUSTOM_EVENT].map(Ref::from_schema_name).into_iter().fold(AnyOfBuilder::new(), AnyOfBuilder::item)
+}
 
-fn one_of(kinds: &[&str], description: &str) -> RefOr<Schema> {
-    let names = kinds.iter().map(|kind| frame_name(kind)).chain([CUSTOM_EVENT.to_owned()]);
-    let frames = names.map(Ref::from_schema_name).fold(OneOfBuilder::new(), OneOfBuilder::item);
+fn told_apart(kinds: &[&str]) -> OneOfBuilder {
     let mapping = kinds.iter().map(|kind| (*kind, Ref::from_schema_name(frame_name(kind)).ref_location));
+    let on_the_wire = "One event of a stream. On the wire it is the lines `event:`, `id:` and `data:`, and an empty line after \
+                       them; `data` is this object's `data` as JSON on one line. The line `retry:` may stand before it.";
     let by_event = Discriminator::with_mapping("event", mapping);
-    frames.description(Some(description)).discriminator(Some(by_event)).into()
+    one_of(kinds).description(Some(on_the_wire)).discriminator(Some(by_event))
+}
+
+fn one_of(kinds: &[&str]) -> OneOfBuilder {
+    kinds.iter().map(|kind| Ref::from_schema_name(frame_name(kind))).fold(OneOfBuilder::new(), OneOfBuilder::item)
 }
 
 /// What every payload of the log has besides its own members.

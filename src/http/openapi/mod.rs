@@ -12,7 +12,7 @@ use utoipa::openapi::{
     ServerBuilder, Type, header::HeaderBuilder, info::LicenseBuilder,
 };
 
-pub(super) use self::frames::EVENT_FRAME;
+pub(super) use self::frames::sent;
 use super::{DOMAIN, operations, pages, streams};
 use crate::domain;
 
