@@ -70,7 +70,7 @@ async fn list_divisions(State(db): State<Db>, _: Caller, Query(page): Query<Page
 
 /// Make a division, or name it anew
 ///
-/// For managers, admins and services. The slug never changes. It causes no event.
+/// For managers, admins and services. The slug never changes. A name that stays makes no new version. It causes no event.
 #[utoipa::path(
     put,
     path = "/divisions/{slug}",

@@ -1,7 +1,8 @@
 //! What the service knows: divisions, projects with their members and phases, and who works on them when.
 //!
-//! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
-//! appends events to the transaction that `db.write()` hands out and never sends any.
+//! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line
+//! here, and one migration. It appends events to the transaction that `db.write()` hands out and never sends any. What it
+//! says of its routes and events is what the API's document has.
 
 mod alerts;
 mod capacity;

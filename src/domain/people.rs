@@ -42,7 +42,7 @@ const BATCH_MAX: usize = 500;
 
 /// The routes.
 pub(super) fn router() -> OpenApiRouter<Domain> {
-    OpenApiRouter::new().routes(routes!(read_me)).headed("me", "Who is calling, and how they want to be told")
+    OpenApiRouter::new().routes(routes!(read_me)).headed("people", "Who calls, and how they want to be told of alerts")
 }
 
 /// The caller, as the server sees them.

@@ -27,7 +27,7 @@ pub(super) fn router() -> OpenApiRouter<Domain> {
     OpenApiRouter::new()
         .routes(routes!(read_preferences, set_preferences))
         .emits::<Preferences>("preferences:updated", "The preferences, whole. To the person's own room.")
-        .headed("me", "Who is calling, and how they want to be told")
+        .headed("people", "Who calls, and how they want to be told of alerts")
 }
 
 /// A person's preferences, as they are answered.

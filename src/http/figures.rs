@@ -72,7 +72,7 @@ fn measure(app: &App) {
 /// By name, how many there were; what there was none of is not named.
 type Counts = BTreeMap<&'static str, u64>;
 
-/// The figures of this node that a person looks at first, counted since its start.
+/// The figures of this node that a person looks at first, counted since its start. Maps name only what there was any of.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Stats {

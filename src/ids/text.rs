@@ -97,10 +97,14 @@ impl<'de, const MIN: usize, const MAX: usize> Deserialize<'de> for Text<MIN, MAX
     }
 }
 
+/// What [`is_refused`] leaves, for clients.
+const PATTERN: &str = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$";
+
 impl<const MIN: usize, const MAX: usize> PartialSchema for Text<MIN, MAX> {
     fn schema() -> RefOr<Schema> {
         let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(MIN).filter(|min| *min > 0));
-        text.max_length(Some(MAX)).description(Some("Without control characters; tab and line breaks pass.")).into()
+        let text = text.max_length(Some(MAX)).pattern(Some(PATTERN));
+        text.description(Some("Without control characters; tab and line breaks pass.")).into()
     }
 }
 

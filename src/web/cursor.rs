@@ -50,7 +50,7 @@ impl<T: ToSchema> IntoResponses for Seen<List<T>> {
 
 impl<E: Entity + ToSchema> IntoResponses for Seen<E> {
     fn responses() -> Responses {
-        let seen = json::<E>("As it was at the `Crewcast-Cursor`.").header_ref("Crewcast-Cursor", header("Cursor"));
+        let seen = json::<E>(&format!("The {}.", E::NOUN)).header_ref("Crewcast-Cursor", header("Cursor"));
         [("200".to_owned(), seen.header_ref("ETag", header("ETag")).into())].into()
     }
 }

@@ -179,23 +179,23 @@ impl<A: IntoResponses> IntoResponses for Answer<A> {
     }
 }
 
-impl<E: ToSchema> IntoResponses for Made<E> {
+impl<E: Entity + ToSchema> IntoResponses for Made<E> {
     fn responses() -> Responses {
-        let made = tagged::<E>("It was made.").header_ref("Location", header("Location"));
+        let made = tagged::<E>(&format!("The new {}.", E::NOUN)).header_ref("Location", header("Location"));
         [("201".to_owned(), made.into())].into()
     }
 }
 
-impl<E: ToSchema> IntoResponses for Current<E> {
+impl<E: Entity + ToSchema> IntoResponses for Current<E> {
     fn responses() -> Responses {
-        [("200".to_owned(), tagged::<E>("As it is now.").into())].into()
+        [("200".to_owned(), tagged::<E>(&format!("The {} after the change.", E::NOUN)).into())].into()
     }
 }
 
-impl<E: ToSchema> IntoResponses for Set<E> {
+impl<E: Entity + ToSchema> IntoResponses for Set<E> {
     fn responses() -> Responses {
-        let there = tagged::<E>("There was one; this is its state now. What stays as it is makes no new version.");
-        [("200".to_owned(), there.into()), ("201".to_owned(), tagged::<E>("It was made.").into())].into()
+        let made = tagged::<E>(&format!("The new {}.", E::NOUN));
+        Current::<E>::responses().into_iter().chain([("201".to_owned(), made.into())]).collect()
     }
 }
 
