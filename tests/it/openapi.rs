@@ -229,6 +229,12 @@ fn every_event_that_the_domain_appends_is_a_frame_and_the_other_way_round() {
     assert_eq!(appended, logged.collect());
 }
 
+#[test]
+fn the_command_prints_the_document() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_crewcast")).arg("openapi").output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), openapi::yaml());
+}
+
 #[tokio::test]
 async fn the_document_is_served_to_everybody() {
     let server = server(&database().await, &[]).await;
