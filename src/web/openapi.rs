@@ -33,7 +33,7 @@ pub const REPLAYED: &str = "Idempotent-Replayed";
 /// document once they are among its components.
 const DEFINITIONS: &str = "$defs";
 
-/// By name, what an answer looks like for each status: what [`IntoResponses`] wants.
+/// What an answer looks like, by status: what [`IntoResponses`] wants.
 pub type Responses = BTreeMap<String, RefOr<Response>>;
 
 /// What a feature says about its routes as a whole.

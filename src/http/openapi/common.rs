@@ -58,7 +58,10 @@ pub(super) fn components() -> Components {
     define(&mut components, schemas_of::<Rendered>());
     define(&mut components, [schemas_of::<Slug>(), schemas_of::<Sub>(), schemas_of::<Room>()].concat());
     define(&mut components, [schemas_of::<Week>(), schemas_of::<Position>()].concat());
-    components.headers = headers().into_iter().map(|(name, header)| (name.to_owned(), header.into())).collect();
+    for (name, schema, description) in headers() {
+        let header = HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build();
+        components.headers.insert(name.to_owned(), header.into());
+    }
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").description(Some(
         "`sub` and `exp` are required. Read as well: `nbf`, `name`, `roles` (`member`, `manager`, `admin`, `service`; none \
          is `member`), `divisions` (slugs), `topics` (names), and `aud` and `iss` where the server is set to check them.",
@@ -67,41 +70,28 @@ pub(super) fn components() -> Components {
     components
 }
 
-fn headers() -> [(&'static str, Header); 7] {
+/// Headers that several answers have: name, schema and description.
+fn headers() -> [(&'static str, RefOr<Schema>, &'static str); 7] {
     let text = || ObjectBuilder::new().schema_type(Type::String);
-    let known = |format| Some(SchemaFormat::KnownFormat(format));
-    let described = |schema: RefOr<Schema>, description: &str| {
-        HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
-    };
+    let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
+    let address = text().format(Some(SchemaFormat::Custom("uri-reference".to_owned())));
+    let id = text().format(Some(SchemaFormat::KnownFormat(KnownFormat::Uuid)));
     [
         (
             "Cursor",
-            described(
-                Ref::from_schema_name("Cursor").into(),
-                "The position in the event log of the snapshot that the answer was read from; resume a stream from it.",
-            ),
+            Ref::from_schema_name("Cursor").into(),
+            "The position in the event log of the snapshot that was read; resume a stream from it.",
         ),
-        ("ETag", described(text().pattern(Some("^\"[0-9]+\"$")).into(), "The version, in quotes.")),
-        (
-            "IdempotentReplayed",
-            described(text().enum_values(Some(["true"])).into(), "There when this was answered before."),
-        ),
-        (
-            "Location",
-            described(text().format(Some(SchemaFormat::Custom("uri-reference".into()))).into(), "Where it is."),
-        ),
+        ("ETag", text().pattern(Some("^\"[0-9]+\"$")).into(), "The version, in quotes."),
+        ("IdempotentReplayed", text().enum_values(Some(["true"])).into(), "There when this was answered before."),
+        ("Location", address.into(), "Where it is."),
         (
             "PageTag",
-            described(
-                text().into(),
-                "The page's own; sent back in `If-None-Match` it saves the page where that is still the same.",
-            ),
+            text().into(),
+            "The page's own; sent back in `If-None-Match` it saves the page while that is the same.",
         ),
-        (
-            "RequestId",
-            described(text().format(known(KnownFormat::Uuid)).into(), "The id of the request, made by the server."),
-        ),
-        ("RetryAfter", described(ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1)).into(), "Seconds.")),
+        ("RequestId", id.into(), "The id of the request, made by the server."),
+        ("RetryAfter", seconds.into(), "Seconds."),
     ]
 }
 
