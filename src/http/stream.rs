@@ -15,7 +15,11 @@ use utoipa::{
     openapi::{ContentBuilder, ResponseBuilder},
 };
 
-use super::openapi::{always, sent};
+use super::{
+    address::Address,
+    openapi::{always, sent},
+    security::Kind,
+};
 use crate::{
     app::App,
     auth::Caller,
@@ -73,6 +77,7 @@ pub(super) struct Stream(Session);
 )]
 pub(super) async fn follow_events(
     State(app): State<App>,
+    address: Address,
     caller: Caller,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
@@ -90,7 +95,12 @@ pub(super) async fn follow_events(
         last_event_id: last_event_id(&headers, parameters.last_event_id),
         expires_at: caller.expires_at,
     };
-    Session::open(&app.hub, opening).await.map(Stream)
+    let session = Session::open(&app.hub, opening).await.inspect_err(|error| {
+        if error.code() == Code::TooManyStreams {
+            app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
+        }
+    });
+    session.map(Stream)
 }
 
 impl IntoResponse for Stream {

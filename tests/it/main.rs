@@ -16,6 +16,7 @@ mod first;
 mod input;
 mod joins;
 mod jwks;
+mod limits;
 mod load;
 mod merge;
 mod model;

@@ -24,7 +24,7 @@ use crate::{
 pub(super) const BEARER: &str = "bearer";
 
 /// How each error is answered, unless a route has words of its own: status, name, and which codes mean what.
-const ANSWERS: [(&str, &str, &str); 11] = [
+const ANSWERS: [(&str, &str, &str); 12] = [
     (
         "400",
         "BadRequest",
@@ -44,6 +44,12 @@ const ANSWERS: [(&str, &str, &str); 11] = [
         "`invalid_body`: the body is JSON, but not what is expected; `errors` says where. `idempotency_key_reused`: the \
          `Idempotency-Key` was used for another request.",
     ),
+    (
+        "429",
+        "TooManyRequests",
+        "`rate_limited`: a limit is reached, the caller's `writes`, or their address's `connects` or `failures` (of \
+         authentication). `too_many_streams`: the caller has `streams-per-user` open on this node.",
+    ),
     ("500", "Internal", "`internal`: the server's log has the cause under the request's id."),
     ("503", "Unavailable", "`unavailable`: Postgres is out of reach, or the server is shutting down. Ask again later."),
 ];
@@ -51,6 +57,9 @@ const ANSWERS: [(&str, &str, &str); 11] = [
 /// Parameters that are the same wherever they are, and what they are called among the components.
 const PARAMETERS: [(&str, &str); 4] =
     [("after", "After"), ("limit", "Limit"), ("If-Match", "IfMatch"), ("Idempotency-Key", "IdempotencyKey")];
+
+/// What a write is told of its limit.
+const LIMITS: [(&str, &str); 2] = [("RateLimit", "RateLimit"), ("RateLimit-Policy", "RateLimitPolicy")];
 
 /// What routes refer to by name.
 pub(super) fn components() -> Components {
@@ -71,7 +80,7 @@ pub(super) fn components() -> Components {
 }
 
 /// Headers that several answers have: name, schema and description.
-fn headers() -> [(&'static str, RefOr<Schema>, &'static str); 7] {
+fn headers() -> [(&'static str, RefOr<Schema>, &'static str); 9] {
     let text = || ObjectBuilder::new().schema_type(Type::String);
     let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
     let address = text().format(Some(SchemaFormat::Custom("uri-reference".to_owned())));
@@ -89,6 +98,17 @@ fn headers() -> [(&'static str, RefOr<Schema>, &'static str); 7] {
             "PageTag",
             text().into(),
             "The page's own; sent back in `If-None-Match` it saves the page while that is the same.",
+        ),
+        (
+            "RateLimit",
+            text().examples(["\"writes\";r=99;t=1"]).into(),
+            "What is left of a limit (draft-ietf-httpapi-ratelimit-headers): `r` more now, all of them again in `t` seconds. \
+             Of a refusal, `t` is `Retry-After`.",
+        ),
+        (
+            "RateLimitPolicy",
+            text().examples(["\"writes\";q=100;w=60"]).into(),
+            "The limit, `q` in `w` seconds. Who did nothing for that long may use all at once; they come back evenly.",
         ),
         ("RequestId", id.into(), "The id of the request, made by the server."),
         ("RetryAfter", seconds.into(), "Seconds."),
@@ -157,7 +177,7 @@ fn statuses(operation: &Operation, is_repeatable: bool) -> Vec<&'static str> {
     let is_open = operation.security.as_ref().is_some_and(Vec::is_empty);
     let sets: [(bool, &[&str]); 4] = [
         (true, &["400"]),
-        (!is_open, &["401", "408", "500", "503"]),
+        (!is_open, &["401", "408", "429", "500", "503"]),
         (operation.request_body.is_some(), &["413", "415", "422"]),
         (is_repeatable, &["409", "422"]),
     ];
@@ -180,7 +200,10 @@ fn settle(status: &str, answer: &mut RefOr<Response>, is_repeatable: bool) {
         let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem")));
         response.content.insert(PROBLEM_JSON.to_owned(), problem.into());
     }
-    response.headers.insert("X-Request-Id".to_owned(), RefOr::Ref(header("RequestId")));
+    let limits: &[_] = if is_repeatable { &LIMITS } else { &[] };
+    for (name, header_name) in limits.iter().chain([&("X-Request-Id", "RequestId")]) {
+        response.headers.insert((*name).to_owned(), RefOr::Ref(header(header_name)));
+    }
 }
 
 /// The answer to an error.
@@ -188,9 +211,13 @@ fn problem(status: &str, description: &str, schema: &str) -> Response {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
     let problem = ResponseBuilder::new().description(description).content(PROBLEM_JSON, content);
     let problem = problem.header_ref("X-Request-Id", header("RequestId"));
+    let problem = match status {
+        "429" => LIMITS.into_iter().fold(problem, |problem, (name, of)| problem.header_ref(name, header(of))),
+        _ => problem,
+    };
     match status {
         "401" => problem.header("WWW-Authenticate", challenge()),
-        "409" | "503" => problem.header_ref("Retry-After", header("RetryAfter")),
+        "409" | "429" | "503" => problem.header_ref("Retry-After", header("RetryAfter")),
         _ => problem,
     }
     .build()

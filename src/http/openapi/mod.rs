@@ -30,6 +30,8 @@ What holds for every route:
   with `GET` also takes `HEAD`.
 - Anything shaped like a JWT in a query string is 400 `token_in_query`, before anything else.
 - Other unknown query parameters are ignored.
+- Writes under `/v1` are limited by caller, attempts to open streams and failed authentications by address, on each node by
+  itself. Every answer to a write of somebody who is known has `RateLimit` and `RateLimit-Policy`.
 ";
 
 /// The document.
