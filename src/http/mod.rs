@@ -108,6 +108,7 @@ fn pages() -> OpenApiRouter<App> {
         .routes(routes!(docs::overview))
         .routes(routes!(docs::reference))
         .routes(routes!(docs::stream_guide))
+        .routes(routes!(docs::updates_guide))
         .routes(routes!(docs::problem_list))
         .routes(routes!(docs::problem_page))
         .routes(routes!(docs::openapi))

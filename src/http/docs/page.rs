@@ -45,10 +45,11 @@ const ICON: &str = concat!(
 );
 
 /// The parts of the documentation, as the head of every page lists them.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     ("/docs", "Overview"),
     (super::api::PATH, "API"),
     (super::STREAM, "Stream"),
+    (super::UPDATES, "Updates"),
     (super::problems::PATH, "Problems"),
     (super::OPENAPI, "OpenAPI"),
 ];
