@@ -39,6 +39,12 @@ impl Document {
         })
     }
 
+    /// The routes that take no token.
+    pub fn open(&self) -> BTreeSet<String> {
+        let open = self.operations().filter(|(.., operation)| operation["security"] == json!([]));
+        open.map(|(path, ..)| path.to_owned()).collect()
+    }
+
     /// The names of the frames that the service has.
     fn kinds(&self) -> impl Iterator<Item = &str> {
         let frames = &self.0["components"]["schemas"]["EventFrame"];
