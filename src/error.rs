@@ -305,6 +305,13 @@ impl Error {
         self.with_header(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
+    /// The same for somebody else who asks; the cause stays with the first.
+    pub(crate) fn again(&self) -> Self {
+        let Inner { problem, headers, credentials, .. } = &*self.0;
+        let (problem, headers) = (problem.clone(), headers.clone());
+        Self(Box::new(Inner { problem, headers, credentials: *credentials, cause: None }))
+    }
+
     /// Adds what our log should know and the client should not.
     #[must_use]
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
