@@ -14,6 +14,7 @@
 //! Rights add up: a service that is also an admin may do what either may.
 
 pub mod jwks;
+pub mod ticket;
 mod token;
 
 use std::fmt;
@@ -230,12 +231,14 @@ where
 struct Refused(Arc<Error>);
 
 async fn judge(headers: &HeaderMap, verifier: &Verifier) -> Result<Caller> {
-    verifier.verify(bearer(headers)?.ok_or_else(missing)?).await
+    let token = bearer(headers)?;
+    let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
+    verifier.verify(token).await
 }
 
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
-fn missing() -> Error {
-    Error::unauthorized("Send the header `Authorization: Bearer {token}`; it is missing.")
+fn missing(why: &'static str) -> Error {
+    Error::unauthorized(why)
         .with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
         .with_credentials(Credentials::Missing)
 }

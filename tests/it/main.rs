@@ -33,5 +33,6 @@ mod stall;
 mod start;
 mod stream;
 mod support;
+mod tickets;
 mod tidy;
 mod writers;
