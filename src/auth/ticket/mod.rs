@@ -7,7 +7,7 @@
 //! # How long a ticket is good
 //!
 //! A new one is good for `ttl`. A use moves that `idle` ahead and a quarter of it more, and so does the node every eighth
-//! of `idle` for as long as a stream is open on it (see [`keep`]). So the end of a stream writes nothing, and a node
+//! of `idle` for as long as a stream is open on it. So the end of a stream writes nothing, and a node
 //! that dies leaves its tickets good for `idle` at least. Nothing moves it past the `exp` of its token.
 //!
 //! While Postgres is out of reach nobody can use a ticket, nor prolong it. That time does not count: for as long as `idle`
