@@ -96,6 +96,7 @@ mod tests {
     fn no_route_is_lost_where_two_parts_have_one_path() {
         let count = |mut document: OpenApi| openapi::operations(&mut document.paths).count();
         let parts = [
+            stream().into_openapi(),
             streams().into_openapi(),
             domain::router().into_openapi(),
             operations().into_openapi(),
