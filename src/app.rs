@@ -17,11 +17,12 @@ use crate::{
     auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
     config::{Config, Keys},
     db::{
-        self, Db,
+        self, Db, Sweep,
         embedded::{self, Embedded},
     },
     domain::{
-        Domain,
+        Domain, Retention,
+        alerts::AlertRetention,
         people::People,
         rights::{JoinSettings, Joins},
     },
@@ -64,7 +65,13 @@ impl App {
     /// What the domain's handlers can reach.
     pub fn domain(&self) -> Domain {
         let idempotency_ttl = IdempotencyTtl(self.config.limits.idempotency_ttl);
-        Domain { db: self.db.clone(), verifier: self.verifier.clone(), idempotency_ttl }
+        Domain {
+            db: self.db.clone(),
+            verifier: self.verifier.clone(),
+            people: self.people.clone(),
+            idempotency_ttl,
+            retention: Retention(self.config.limits.retention),
+        }
     }
 }
 
@@ -106,8 +113,7 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep()];
-        tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
+        tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
         let app = App { config, db, hub, joins, people, verifier: Arc::new(verifier), metrics, draining };
@@ -294,6 +300,11 @@ fn pump_settings(config: &Config) -> PumpSettings {
         event_bytes_max: limits.event_bytes_max,
         failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
     }
+}
+
+fn sweeps(config: &Config) -> Vec<Sweep> {
+    let alerts = AlertRetention(config.limits.alert_retention).sweeps();
+    std::iter::once(IdempotencyTtl(config.limits.idempotency_ttl).sweep()).chain(alerts).collect()
 }
 
 fn join_settings(config: &Config) -> JoinSettings {

@@ -112,6 +112,9 @@ pub struct Limits {
     /// How long the answer to a change is kept for a repeat with the same Idempotency-Key
     #[arg(long, env = "CREWCAST_IDEMPOTENCY_TTL", default_value = "24h", value_parser = duration)]
     pub idempotency_ttl: Duration,
+    /// How long alerts are kept, and with them what inboxes can hold
+    #[arg(long, env = "CREWCAST_ALERT_RETENTION", default_value = "90d", value_parser = duration)]
+    pub alert_retention: Duration,
     /// Largest body of a request
     #[arg(long, env = "CREWCAST_BODY_BYTES_MAX", default_value = "256KiB", value_parser = size)]
     pub body_bytes_max: u64,

@@ -3,7 +3,7 @@
 //! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
 //! appends events to the transaction that `db.write()` hands out and never sends any.
 
-mod alerts;
+pub mod alerts;
 mod capacity;
 mod divisions;
 mod events;
@@ -14,10 +14,11 @@ mod preferences;
 mod projects;
 pub mod rights;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::FromRef};
 
+use self::people::People;
 use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
 
 /// What the domain's handlers can reach.
@@ -27,9 +28,17 @@ pub struct Domain {
     pub db: Db,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
+    /// Whom this node has seen.
+    pub people: People,
     /// How long the answer to a change is kept for its repeats.
     pub idempotency_ttl: IdempotencyTtl,
+    /// How long a deleted project keeps its readers.
+    pub retention: Retention,
 }
+
+/// How long a deleted project keeps its readers.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention(pub Duration);
 
 /// Every route of the domain, below `/v1`.
 pub fn router() -> Router<Domain> {
@@ -42,4 +51,5 @@ pub fn router() -> Router<Domain> {
         .merge(events::router())
         .merge(people::router())
         .merge(preferences::router())
+        .merge(alerts::router())
 }
