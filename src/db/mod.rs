@@ -50,7 +50,8 @@ pub struct Db {
 impl Db {
     /// Access with at most `connections` connections besides the pump's own. Connects when first used.
     pub fn new(options: PgConnectOptions, connections: u32) -> Self {
-        let options = options.application_name("crewcast");
+        // What we ask is answered sooner than Postgres has compiled it; estimates of rooms make it believe otherwise.
+        let options = options.application_name("crewcast").options([("jit", "off")]);
         let pool = PgPoolOptions::new()
             .max_connections(connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)

@@ -303,9 +303,8 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
     let (ana, max) = (Client::admin(&server), Client::new(&server, &token("max", &[Role::Manager])));
     let (eva, nora) = (member(&server, "eva", &[]), member(&server, "nora", &["north"]));
     raise(&max, "before", &["company", "user:eva"]).await;
-    for client in [&eva, &nora, &ana, &max] {
-        let seen_before = std::ptr::eq(client, &ana) || std::ptr::eq(client, &max);
-        assert_eq!(inbox(client).await.1, i64::from(seen_before));
+    for (client, unread) in [(&eva, 0), (&nora, 0), (&ana, 0), (&max, 1)] {
+        assert_eq!(inbox(client).await.1, unread, "only who raised it was seen before");
     }
     let project = ana.project("north").await;
     let of_project = format!("project:{project}");
@@ -314,19 +313,14 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
     raise(&max, "project", &[&of_project, "topic:x"]).await;
     raise(&max, "eva", &["user:eva"]).await;
     raise(&max, "ana", &["user:ana"]).await;
-    let everything = ["project", "north", "all", "before"];
     let titles = |wanted: &[&str]| {
         let titles: Vec<String> = wanted.iter().map(|title| (*title).to_owned()).collect();
         (titles, wanted.len() as i64)
     };
     assert_eq!(inbox(&eva).await, titles(&["eva", "all"]));
     assert_eq!(inbox(&nora).await, titles(&["project", "north", "all"]));
-    assert_eq!(inbox(&max).await, titles(&everything));
-    assert_eq!(
-        inbox(&ana).await,
-        titles(&[&["ana"], &everything[..]].concat()),
-        "nobody else's, not even for an admin"
-    );
+    assert_eq!(inbox(&max).await, titles(&["project", "north", "all", "before"]));
+    assert_eq!(inbox(&ana).await, titles(&["ana", "project", "north", "all"]), "nobody else's, not even for an admin");
     let path = format!("/v1/projects/{project}/members/eva");
     ana.send(Method::PUT, &path, json!({ "role": "viewer" })).await;
     assert_eq!(inbox(&eva).await, titles(&["eva", "project", "all"]), "also what was raised before they joined");
@@ -446,7 +440,7 @@ async fn alerts_go_when_their_time_has_passed_and_what_was_noted_of_them_with_th
     }
     let left = "select (select count(*) from crewcast.acknowledgements) + (select count(*) from crewcast.unread)
                      + (select count(*) from crewcast.sorted) + (select count(*) from crewcast.alert_rooms)";
-    assert_eq!(number(&mut conn, left).await, 3, "the young alert's rooms, and up to where company was sorted");
+    assert_eq!(number(&mut conn, left).await, 2, "the young alert's rooms");
     assert_eq!(acknowledge(&eva, &id).await.0, StatusCode::NOT_FOUND);
     server.stop().await;
 }
@@ -482,7 +476,13 @@ async fn an_inbox_costs_what_is_unread_and_never_a_walk_through_all_alerts() {
          select 'person' || n, number from generate_series(1, 20) n, crewcast.alerts where number % 20 = n % 20",
     )
     .await;
-    sql(&mut conn, "vacuum analyze").await;
+    for statement in [
+        "insert into crewcast.unread select 'person' || n % 20, 'company', n from generate_series(1, 10000) n",
+        "insert into crewcast.sorted select 'person' || n, 'company', 100000 from generate_series(1, 20) n",
+        "vacuum analyze",
+    ] {
+        sql(&mut conn, statement).await;
+    }
     sql(&mut conn, "set plan_cache_mode = force_generic_plan").await;
     let all = Explained::of(&mut conn, COUNT, "").await;
     all.assert_on_indexes();
@@ -507,11 +507,11 @@ struct Explained {
 
 impl Explained {
     async fn of(conn: &mut PgConnection, statement: &str, rest: &str) -> Self {
-        sql(conn, "deallocate all").await;
         let types = if rest.is_empty() { "" } else { ", bigint, bigint" };
-        let prepare = format!("prepare inbox (text, text[], text[], float8{types}) as {statement}");
+        let name = format!("inbox{}", uuid::Uuid::new_v4().simple());
+        let prepare = format!("prepare {name} (text, text[], text[], float8{types}) as {statement}");
         sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *conn).await.unwrap();
-        let call = format!("inbox('eva', '{{user:eva,company,division:north}}', '{{north}}', 3600{rest})");
+        let call = format!("{name}('eva', '{{user:eva,company,division:north}}', '{{north}}', 3600{rest})");
         let explain = format!("explain (analyze, buffers, format json) execute {call}");
         let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut *conn).await.unwrap();
         let plan: Value = sqlx::Row::get(&rows[0], 0);
@@ -572,7 +572,6 @@ impl Tab {
                     return self.unread.len();
                 }
             }
-            self.at = stream.last_id().to_owned();
         }
         unreachable!("the end is told")
     }
@@ -580,6 +579,7 @@ impl Tab {
     async fn is_at_end(&mut self, stream: &mut Stream) -> bool {
         let frame = stream.next().await.unwrap();
         let data: Value = serde_json::from_str(&frame.data).unwrap();
+        self.at = frame.id;
         match frame.event.as_str() {
             "alert:new" => assert!(self.unread.insert(data["id"].as_str().unwrap().to_owned()), "told once"),
             "alert:acknowledged" => {
