@@ -52,6 +52,7 @@ fn greet(server: &Server) {
         "  curl -sS -X PUT {base}/v1/divisions/north {auth} {json} -d '{{\"name\":\"North\"}}' && \
          curl -sS {base}/v1/projects {auth} {json} -d '{{\"name\":\"North tower\",\"division\":\"north\"}}'\n"
     );
+    println!("Everything else is told at {base}/docs\n");
     if token == "$TOKEN" {
         println!("TOKEN is a token of yours, signed with the key that crewcast is configured with.\n");
     }

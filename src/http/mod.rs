@@ -2,6 +2,7 @@
 
 pub mod accept;
 mod cors;
+mod docs;
 mod figures;
 mod history;
 mod stream;
@@ -38,6 +39,12 @@ pub fn router(app: App) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(figures::metrics))
         .route("/stats", get(figures::stats))
+        .route("/docs", get(docs::overview))
+        .route("/docs/api", get(docs::reference))
+        .route("/docs/stream", get(docs::stream_guide))
+        .route("/docs/problems", get(docs::problem_list))
+        .route("/docs/problems/{code}", get(docs::problem_page))
+        .route("/openapi.yaml", get(docs::openapi))
         .with_state(app.clone());
     // The last layer is the outermost: a request passes them from the bottom up.
     Router::new()
