@@ -15,14 +15,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
-    config::{Config, Keys},
+    config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
         embedded::{self, Embedded},
     },
     domain::{
         Domain, Retention,
-        alerts::AlertRetention,
+        alerts::{AlertRetention, hooks::Signatures},
         people::People,
         rights::{JoinSettings, Joins},
     },
@@ -55,6 +55,8 @@ pub struct App {
     pub people: People,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
+    /// What other backends sign with.
+    pub signatures: Arc<Signatures>,
     /// What the node counts.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
@@ -71,6 +73,7 @@ impl App {
             people: self.people.clone(),
             idempotency_ttl,
             retention: Retention(self.config.limits.retention),
+            signatures: self.signatures.clone(),
         }
     }
 }
@@ -101,6 +104,7 @@ impl Server {
         let socket = bind(config.listen)?;
         let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
         let (verifier, fetcher) = verifier(&config, &say)?;
+        let signatures = Arc::new(signatures(&config.keys)?);
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
         let metrics = Arc::new(Metrics::default());
@@ -116,7 +120,8 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
-        let app = App { config, db, hub, joins, people, verifier: Arc::new(verifier), metrics, draining };
+        let verifier = Arc::new(verifier);
+        let app = App { config, db, hub, joins, people, verifier, signatures, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -168,6 +173,11 @@ fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<(Verifier, O
         make_secret(&keys.data_dir, say)?;
     }
     Ok((configured_verifier(keys)?, None))
+}
+
+/// What webhooks are checked with; none configured is none.
+fn signatures(keys: &Keys) -> anyhow::Result<Signatures> {
+    Signatures::new(keys.webhook_secret.iter().map(Secret::reveal)).context("CREWCAST_WEBHOOK_SECRET")
 }
 
 fn checks(keys: &Keys) -> Checks {

@@ -49,6 +49,10 @@ pub struct Keys {
     /// Never set by people: tests wait less.
     #[arg(skip)]
     pub jwks_timing: jwks::Timing,
+    /// Secrets that other backends sign their webhooks with, each whsec_ and base64; several while one takes the other's
+    /// place
+    #[arg(long, env = "CREWCAST_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET", value_delimiter = ',')]
+    pub webhook_secret: Vec<Secret>,
     /// Audience that tokens must name
     #[arg(long, env = "CREWCAST_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,

@@ -18,7 +18,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::FromRef};
 
-use self::people::People;
+use self::{alerts::hooks::Signatures, people::People};
 use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
 
 /// What the domain's handlers can reach.
@@ -34,6 +34,8 @@ pub struct Domain {
     pub idempotency_ttl: IdempotencyTtl,
     /// How long a deleted project keeps its readers.
     pub retention: Retention,
+    /// What other backends sign with.
+    pub signatures: Arc<Signatures>,
 }
 
 /// How long a deleted project keeps its readers.
@@ -52,4 +54,9 @@ pub fn router() -> Router<Domain> {
         .merge(people::router())
         .merge(preferences::router())
         .merge(alerts::router())
+}
+
+/// Where other backends deliver what they have to tell: at the top, not below `/v1`.
+pub fn hooks() -> Router<Domain> {
+    alerts::hooks::router()
 }

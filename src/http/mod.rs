@@ -50,6 +50,7 @@ pub fn router(app: App) -> Router {
     Router::new()
         .merge(machine)
         .nest("/v1", domain::router().with_state(app.domain()))
+        .merge(domain::hooks().with_state(app.domain()))
         .layer(timeout)
         .layer(from_fn_with_state(app.clone(), meet))
         .layer(DefaultBodyLimit::max(body_bytes_max))

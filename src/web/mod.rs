@@ -20,7 +20,7 @@ pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
 pub use entity::{Answer, Entity, FieldVersions};
 pub use etag::{IfMatch, etag};
-pub use mutation::{IdempotencyTtl, Mutation, Tx};
+pub use mutation::{IDEMPOTENCY_KEY, IdempotencyTtl, Mutation, NotBegun, Repeatable, Tx};
 pub use page::{List, Page};
 pub use patch::{Changed, Patch, present};
 pub use query::{PathArg, Query, room};

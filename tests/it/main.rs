@@ -14,6 +14,7 @@ mod drain;
 mod embedded;
 mod events;
 mod first;
+mod hooks;
 mod input;
 mod joins;
 mod jwks;

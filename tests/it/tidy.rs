@@ -61,6 +61,8 @@ fn actions_in(file: &Path, base: &str) -> Vec<(String, String)> {
     let routes = text.split(".route(").skip(1).filter_map(|rest| {
         let (path, handlers) = arguments(rest).trim_start().strip_prefix('"')?.split_once('"')?;
         let methods = METHODS.into_iter().filter(|method| handlers.contains(&format!("{method}(")));
+        // Hooks lie at the top, wherever their feature is.
+        let base = if path.starts_with("/hooks/") { "" } else { base };
         Some(methods.map(|method| (method.to_uppercase(), format!("{base}{path}"))).collect::<Vec<_>>())
     });
     routes.flatten().collect()

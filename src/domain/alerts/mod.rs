@@ -40,6 +40,7 @@
 
 mod accounts;
 mod amount;
+pub mod hooks;
 mod inbox;
 mod rules;
 
