@@ -342,6 +342,43 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
 }
 
 #[tokio::test]
+async fn an_inbox_is_opened_between_alerts_and_not_beside_one_that_is_under_way() {
+    let url = database().await;
+    let server = server(&url, &[]).await;
+    let (eva, max) = (member(&server, "eva", &[]), Client::new(&server, &token("max", &[Role::Manager])));
+    inbox(&max).await;
+    let (mut raiser, mut watcher) = (connect(&url).await, connect(&url).await);
+    sql(&mut raiser, "begin").await;
+    sql(&mut raiser, "lock table crewcast.alert_turns in row exclusive mode").await;
+    fill(&mut raiser, 1, "'company'").await;
+    raise(&max, "first", &["company"]).await;
+    // The alert that is under way has a lower number than the last one before eva was seen.
+    let opening = tokio::spawn({
+        let eva = eva.clone();
+        async move { eva.read("/v1/alerts").await }
+    });
+    let waiting = "select count(*) from pg_locks where relation = 'crewcast.alert_turns'::regclass and not granted";
+    while !opening.is_finished() && number(&mut watcher, waiting).await == 0 {
+        tokio::task::yield_now().await;
+    }
+    let data = "json_build_object('id', gen_random_uuid())";
+    sql(&mut raiser, &format!("select crewcast.append('{{company}}', 'alert:new', {data}, null, null)")).await;
+    sql(&mut raiser, "commit").await;
+    let (cursor, read) = opening.await.unwrap();
+    let mut stream = eva.stream("types=alert,test", &cursor).await;
+    stream.expect("stream:open").await;
+    raise(&max, "second", &["company"]).await;
+    let end = json!({ "type": "test:end", "data": {} });
+    Client::admin(&server).send(Method::POST, "/v1/rooms/company/events", end).await;
+    let mut counted = read["unread"].as_i64().unwrap();
+    while stream.next().await.unwrap().event == "alert:new" {
+        counted += 1;
+    }
+    assert_eq!((counted, inbox(&eva).await), (1, (vec!["second".to_owned()], 1)));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_acknowledged_leaves_the_inbox_and_the_persons_other_tabs_follow() {
     let url = database().await;
     let nodes = [server(&url, &[]).await, server(&url, &[]).await];
