@@ -42,6 +42,7 @@ pub fn router(app: App) -> Router {
         .route("/docs", get(docs::overview))
         .route("/docs/api", get(docs::reference))
         .route("/docs/stream", get(docs::stream_guide))
+        .route("/docs/hooks", get(docs::hook_guide))
         .route("/docs/problems", get(docs::problem_list))
         .route("/docs/problems/{code}", get(docs::problem_page))
         .route("/openapi.yaml", get(docs::openapi))

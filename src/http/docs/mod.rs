@@ -29,6 +29,7 @@ use crate::{
 
 const OVERVIEW: &str = "/docs";
 const STREAM: &str = "/docs/stream";
+const HOOKS: &str = "/docs/hooks";
 const OPENAPI: &str = "/openapi.yaml";
 
 /// The OpenAPI document as it is written.
@@ -50,6 +51,11 @@ pub(super) async fn reference(headers: HeaderMap) -> Result<Response> {
 /// The stream: its format and events, how it resumes, and what a client has to do.
 pub(super) async fn stream_guide(headers: HeaderMap) -> Result<Response> {
     answer(STREAM, &headers)
+}
+
+/// How other backends raise alerts.
+pub(super) async fn hook_guide(headers: HeaderMap) -> Result<Response> {
+    answer(HOOKS, &headers)
 }
 
 /// Every code of a problem.
@@ -85,6 +91,7 @@ fn pages(document: &Value) -> BTreeMap<String, Page> {
     views.push(api::view(Document(document)));
     views.push(text(OVERVIEW, include_str!("../../../docs/overview.md")));
     views.push(text(STREAM, include_str!("../../../docs/stream.md")));
+    views.push(text(HOOKS, include_str!("../../../docs/hooks.md")));
     let mut pages: BTreeMap<_, _> = views.iter().map(|view| (view.path.clone(), view.page())).collect();
     pages.insert(OPENAPI.to_owned(), Page::new("application/yaml", OPENAPI_TEXT));
     pages
