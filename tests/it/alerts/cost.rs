@@ -47,6 +47,8 @@ async fn an_inbox_costs_what_is_unread_and_never_a_walk_through_all_alerts() {
     ] {
         sql(&mut conn, statement).await;
     }
+    // As the service's own connections are, but for the plans.
+    sql(&mut conn, "set jit = off").await;
     sql(&mut conn, "set plan_cache_mode = force_generic_plan").await;
     let all = Explained::of(&mut conn, COUNT, "").await;
     all.assert_on_indexes();
@@ -60,6 +62,11 @@ async fn an_inbox_costs_what_is_unread_and_never_a_walk_through_all_alerts() {
         assert!(explained.blocks * 20 < all.blocks, "{} of {} blocks", explained.blocks, all.blocks);
     }
     assert_eq!(inbox(&eva).await.1, 10);
+    let mut conn = server.app.db.acquire().await.unwrap();
+    let settings = "select current_setting('jit'), current_setting('idle_in_transaction_session_timeout')";
+    let settings: (String, String) = sqlx::query_as(settings).fetch_one(&mut *conn).await.unwrap();
+    assert_eq!(settings, ("off".to_owned(), "1min".to_owned()));
+    drop(conn);
     server.stop().await;
 }
 
