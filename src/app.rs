@@ -30,6 +30,8 @@ use crate::{
     http::{
         self,
         accept::{AcceptSettings, Acceptor},
+        limit::Limiters,
+        security::Security,
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
     log::epoch::Failover,
@@ -57,6 +59,10 @@ pub struct App {
     pub verifier: Arc<Verifier>,
     /// What other backends sign with.
     pub signatures: Arc<Signatures>,
+    /// Who has done how much of late.
+    pub limiters: Arc<Limiters>,
+    /// The security log.
+    pub security: Arc<Security>,
     /// What the node counts.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
@@ -120,8 +126,10 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
+        let (limiters, security) = http::limiters(&config, &metrics);
+        tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
-        let app = App { config, db, hub, joins, people, verifier, signatures, metrics, draining };
+        let app = App { config, db, hub, joins, people, verifier, signatures, limiters, security, metrics, draining };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -336,6 +344,7 @@ fn hub_settings(config: &Config, files: Files) -> HubSettings {
         ring_bytes: limits.ring_bytes(),
         queue_bytes: usize::try_from(limits.queue_bytes).unwrap_or(usize::MAX),
         streams_max: files.streams_max,
+        streams_per_user: limits.streams_per_user as usize,
         // Requests have the other half.
         replays_max: (config.database.database_connections as usize / 2).max(1),
         channel_events: limits.channel_events,

@@ -1,11 +1,18 @@
 //! Settings: each a flag and an environment variable of the same name.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::Args;
+use ipnet::IpNet;
 use reqwest::Url;
 
-use crate::auth::jwks;
+use crate::{auth::jwks, http::buckets::Time};
 
 /// How the server runs. Durations are written `15s` or `24h`, sizes `64KiB`.
 #[derive(Debug, Clone, Args)]
@@ -19,6 +26,10 @@ pub struct Config {
     /// Origins whose pages may call, each exactly as a browser names it, with its scheme; separated by commas
     #[arg(long, env = "CREWCAST_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origins: Vec<Origin>,
+    /// Proxies whose word on where a request comes from is taken (X-Forwarded-For, Forwarded): addresses or networks,
+    /// separated by commas
+    #[arg(long, env = "CREWCAST_TRUSTED_PROXIES", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
+    pub trusted_proxies: Vec<IpNet>,
     /// Tokens.
     #[command(flatten)]
     pub keys: Keys,
@@ -128,6 +139,18 @@ pub struct Limits {
     /// Streams at most [default: what the limit of open files allows]
     #[arg(long, env = "CREWCAST_STREAMS_MAX", value_parser = clap::value_parser!(u32).range(1..))]
     pub streams_max: Option<u32>,
+    /// Streams of one user at most, on this node
+    #[arg(long, env = "CREWCAST_STREAMS_PER_USER", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub streams_per_user: u32,
+    /// Attempts to open a stream from one address, on this node; as many failed authentications are borne besides
+    #[arg(long, env = "CREWCAST_CONNECTS_PER_MINUTE", default_value = "600", value_name = "COUNT")]
+    pub connects_per_minute: NonZeroU32,
+    /// Writes of one caller, on this node
+    #[arg(long, env = "CREWCAST_WRITES_PER_MINUTE", default_value = "100", value_name = "COUNT")]
+    pub writes_per_minute: NonZeroU32,
+    /// Writes of one caller that is a service, on this node
+    #[arg(long, env = "CREWCAST_SERVICE_WRITES_PER_MINUTE", default_value = "6000", value_name = "COUNT")]
+    pub service_writes_per_minute: NonZeroU32,
     /// Rooms of one stream
     #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rooms_max: u32,
@@ -150,6 +173,9 @@ pub struct Limits {
     /// Never set by people: events that the router may be behind the pump; tests make it lag.
     #[arg(skip = 1024_usize)]
     pub channel_events: usize,
+    /// Never set by people: tests turn the clock that minutes are counted by.
+    #[arg(skip)]
+    pub time: Time,
 }
 
 impl Limits {
@@ -213,6 +239,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     duration.ok_or_else(|| "write a duration like 250ms, 15s or 24h".to_owned())
 }
 
+fn network(text: &str) -> Result<IpNet, &'static str> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(|_| address()).map_err(|_| "write an address or a network, such as 10.0.0.5 or 10.0.0.0/8")
+}
+
 fn size(text: &str) -> Result<u64, String> {
     let size: Option<bytesize::ByteSize> = text.parse().ok();
     size.map(|size| size.as_u64())
@@ -223,6 +254,17 @@ fn size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_is_an_address_or_a_network() {
+        for (given, within) in [("10.0.0.5", "10.0.0.5"), ("10.0.0.0/8", "10.9.9.9"), ("fd00::/8", "fd00::1")] {
+            assert!(network(given).unwrap().contains(&within.parse::<IpAddr>().unwrap()), "{given}");
+        }
+        assert!(!network("10.0.0.5").unwrap().contains(&"10.0.0.6".parse::<IpAddr>().unwrap()));
+        for bad in ["", "*", "proxy.example.com", "10.0.0.0/33", "10.0.0", "10.0.0.5:80"] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn an_origin_is_spelt_as_browsers_spell_it() {

@@ -182,6 +182,17 @@ impl Problem {
     }
 }
 
+/// What was wrong with the credentials that a 401 is about; it is in the answer's extensions, for whoever counts and logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    /// There were none.
+    Missing,
+    /// They were good once.
+    Expired,
+    /// They are none of ours, or were tampered with.
+    Bad,
+}
+
 /// Anything that keeps a request from being done.
 #[derive(Debug)]
 pub struct Error(Box<Inner>);
@@ -191,6 +202,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     problem: Problem,
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// Of a 401.
+    credentials: Option<Credentials>,
     /// For the log only.
     cause: Option<BoxError>,
 }
@@ -198,14 +211,17 @@ struct Inner {
 impl Error {
     /// An error with a sentence about this very case.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        let problem = Problem { detail: detail.into(), ..Problem::of(code) };
-        Self(Box::new(Inner { problem, headers: Vec::new(), cause: None }))
+        Self::from_problem(Problem { detail: detail.into(), ..Problem::of(code) })
     }
 
-    /// 401. `why` says what was wrong with the credentials and never repeats them.
+    fn from_problem(problem: Problem) -> Self {
+        Self(Box::new(Inner { problem, headers: Vec::new(), credentials: None, cause: None }))
+    }
+
+    /// 401 for bad credentials. `why` says what was wrong with them and never repeats them.
     pub fn unauthorized(why: impl Into<String>) -> Self {
         let challenge = HeaderValue::from_static(r#"Bearer error="invalid_token""#);
-        Self::new(Code::Unauthorized, why).with_header(WWW_AUTHENTICATE, challenge)
+        Self::new(Code::Unauthorized, why).with_header(WWW_AUTHENTICATE, challenge).with_credentials(Credentials::Bad)
     }
 
     /// 403: the caller may know about it, but not do this.
@@ -216,7 +232,7 @@ impl Error {
     /// 404: it does not exist, or the caller may not know that it does.
     #[must_use]
     pub fn not_found() -> Self {
-        Self(Box::new(Inner { problem: Problem::of(Code::NotFound), headers: Vec::new(), cause: None }))
+        Self::from_problem(Problem::of(Code::NotFound))
     }
 
     /// 422 about one field; `pointer` is a JSON pointer such as `/name`.
@@ -253,6 +269,13 @@ impl Error {
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.retain(|(other, _)| *other != name);
         self.0.headers.push((name, value));
+        self
+    }
+
+    /// Says what was wrong with the credentials that a 401 is about.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.0.credentials = Some(credentials);
         self
     }
 
@@ -350,8 +373,11 @@ impl fmt::Display for Chain<'_> {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         self.log();
-        let Inner { problem, headers, .. } = *self.0;
+        let Inner { problem, headers, credentials, .. } = *self.0;
         let mut response = problem.into_response();
+        if let Some(credentials) = credentials {
+            response.extensions_mut().insert(credentials);
+        }
         for (name, value) in headers {
             // In place of a default one.
             response.headers_mut().insert(name, value);

@@ -112,7 +112,7 @@ metrics! {
     streams_max: Gauge = "Streams at most; more are told to come back";
     streams_opened: Counter = "Streams opened";
     streams_closed: Counters = "Streams that ended, by reason; gone is the client's own leaving";
-    streams_refused: Counters = "Streams refused because of this node's state, by reason";
+    streams_refused: Counters = "Streams refused because of what this node has already, by reason; limit is streams-per-user";
     rooms: Gauge = "Rooms that a stream of this node is in";
     queued_events: Gauge = "Events that wait in the streams' queues, each counted once a stream";
     queued: Gauge in Bytes = "What waits in the streams' queues; a frame that many wait for is counted for each";
@@ -127,6 +127,12 @@ metrics! {
     log_pages: Counter = "Pages of history read from Postgres";
     resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
+
+    limited: Counters = "Requests refused because a limit of one minute was reached, by limit";
+    limit_keys: Gauge = "Callers and addresses that limits are counted for";
+    limit_keys_max: Gauge = "Callers and addresses at most; those that did nothing for longest are forgotten";
+    limit_keys_forgotten: Counter = "Callers and addresses forgotten because there were too many";
+    suspicions: Counters = "Requests that the security log is about, by kind; not each has a line";
 
     joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
     join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";

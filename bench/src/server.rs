@@ -200,6 +200,10 @@ pub(crate) fn become_program(core: usize, command: &[String]) -> Result<()> {
     Err(Command::new(program).args(arguments).exec()).with_context(|| format!("running {program}"))
 }
 
+/// Every stream and write of the load is of one user at one address.
+const UNLIMITED: [&str; 3] =
+    ["--writes-per-minute=1000000000", "--connects-per-minute=1000000000", "--streams-per-user=1000000000"];
+
 /// Crewcast with its private Postgres.
 pub(crate) struct Ours {
     pub(crate) process: Process,
@@ -217,7 +221,7 @@ impl Ours {
         let folder = place.folder.join(data);
         let mut arguments = vec!["serve".to_owned(), "--listen=127.0.0.1:0".to_owned(), "--data-dir".to_owned()];
         arguments.push(folder.display().to_string());
-        arguments.extend(settings.iter().map(|setting| (*setting).to_owned()));
+        arguments.extend(UNLIMITED.iter().chain(settings).map(|setting| (*setting).to_owned()));
         let process = Process::start(&place.crewcast, &arguments, &place.folder.join(format!("{data}.log")))?;
         let postmaster = machine::children(process.pid())?;
         let postmaster = *postmaster.first().context("crewcast runs no Postgres of its own")?;

@@ -29,7 +29,7 @@ use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::error::{Error, Result};
+use crate::error::{Credentials, Error, Result};
 use crate::ids::{Room, Slug, Sub, TopicName};
 
 pub use token::{Checks, Claims, InvalidKey, SECRET_BYTES_MIN, Verifier, generate_secret};
@@ -222,6 +222,7 @@ where
 fn missing() -> Error {
     Error::unauthorized("Send the header `Authorization: Bearer {token}`; it is missing.")
         .with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+        .with_credentials(Credentials::Missing)
 }
 
 /// The token in the `Authorization` header, not yet verified; `None` without the header.

@@ -117,6 +117,8 @@ mod tests {
         assert_eq!(wrong(&["crewcast", "--heartbeat", "15x"]), expected);
         assert!(wrong(&["crewcast", "serve", "--body-bytes-max", "many"]).contains("write a size like"));
         assert!(wrong(&["crewcast", "--listen", "here"]).contains("CREWCAST_LISTEN"));
+        assert!(wrong(&["crewcast", "--writes-per-minute", "0"]).contains("CREWCAST_WRITES_PER_MINUTE"));
+        assert!(wrong(&["crewcast", "--trusted-proxies", "10.0.0.1,here"]).contains("an address or a network"));
         for arguments in [&["crewcast", "--nonsense"][..], &["crewcast", "nonsense"], &["crewcast", "--rooms-max", "0"]]
         {
             assert!(!wrong(arguments).contains('\n'), "{}", wrong(arguments));

@@ -6,7 +6,7 @@
 //!
 //! Nobody waits for that to be written. [`People::saw`] looks into a map of whom this node has noted of late, and what is
 //! new goes through a bounded queue to one task, which writes many in one statement. Only who asks for what the server
-//! keeps of them waits, if they are new: they ask as [`Known`].
+//! keeps of them waits, if they are new: they ask as `Known`.
 
 use std::{
     collections::{HashMap, HashSet},

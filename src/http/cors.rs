@@ -6,6 +6,7 @@ use axum::http::{
 };
 use tower_http::cors::CorsLayer;
 
+use super::limit::{RATELIMIT, RATELIMIT_POLICY};
 use crate::{
     config::Origin,
     web::{
@@ -26,7 +27,16 @@ pub(super) fn layer(origins: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .allow_headers([AUTHORIZATION, CONTENT_TYPE, IF_MATCH, LAST_EVENT_ID, IDEMPOTENCY_KEY])
-        .expose_headers([ETAG, LOCATION, RETRY_AFTER, CREWCAST_CURSOR, IDEMPOTENT_REPLAYED, X_REQUEST_ID])
+        .expose_headers([
+            ETAG,
+            LOCATION,
+            RETRY_AFTER,
+            CREWCAST_CURSOR,
+            IDEMPOTENT_REPLAYED,
+            RATELIMIT,
+            RATELIMIT_POLICY,
+            X_REQUEST_ID,
+        ])
         .max_age(std::time::Duration::from_secs(MAX_AGE_S))
 }
 

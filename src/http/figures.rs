@@ -35,6 +35,7 @@ fn measure(app: &App) {
     let (open, idle) = app.db.connections();
     app.metrics.postgres_connections.set(open.into());
     app.metrics.postgres_connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+    app.limiters.measure();
     let joins = app.joins.stats();
     app.metrics.joins.inner().store(joins.joins, Ordering::Relaxed);
     app.metrics.join_statements.inner().store(joins.statements, Ordering::Relaxed);
@@ -132,7 +133,7 @@ fn of(app: &App) -> Stats {
             max: metrics.streams_max.get(),
             opened: metrics.streams_opened.get(),
             closed: by(&metrics.streams_closed, "reason", &["gone", "expired", "draining"]),
-            refused: by(&metrics.streams_refused, "reason", &["draining", "overload"]),
+            refused: by(&metrics.streams_refused, "reason", &["draining", "overload", "limit"]),
         },
         rooms: metrics.rooms.get(),
         events: by(&metrics.events, "type", &kinds),

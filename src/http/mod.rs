@@ -1,11 +1,17 @@
 //! The router: the only place where the domain and the machine meet.
 
 pub mod accept;
+mod address;
+pub mod buckets;
 mod cors;
 mod docs;
 mod figures;
 mod history;
+pub mod limit;
+pub mod security;
 mod stream;
+
+use std::sync::Arc;
 
 use axum::{
     Router,
@@ -18,13 +24,22 @@ use axum::{
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
 
+use self::{limit::Limiters, security::Security};
 use crate::{
     app::App,
     auth::Caller,
+    config::Config,
     domain,
     error::Error,
+    metrics::Metrics,
     web::{problem, query, request},
 };
+
+/// The limits of this node and the security log.
+pub fn limiters(config: &Config, metrics: &Arc<Metrics>) -> (Arc<Limiters>, Arc<Security>) {
+    let security = Arc::new(Security::new(config.limits.time.clone(), metrics.clone()));
+    (Arc::new(Limiters::new(&config.limits, security.clone(), metrics.clone())), security)
+}
 
 /// Every route, inside all layers.
 pub fn router(app: App) -> Router {
@@ -48,20 +63,30 @@ pub fn router(app: App) -> Router {
         .route("/openapi.yaml", get(docs::openapi))
         .with_state(app.clone());
     // The last layer is the outermost: a request passes them from the bottom up.
-    Router::new()
+    let routes = Router::new()
         .merge(machine)
         .nest("/v1", domain::router().with_state(app.domain()))
-        .merge(domain::hooks().with_state(app.domain()))
+        .merge(domain::hooks().with_state(app.domain()));
+    counted(routes, &app)
         .layer(timeout)
-        .layer(from_fn_with_state(app.clone(), meet))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
         .layer(from_fn_with_state(app.metrics.clone(), figures::count))
-        .layer(from_fn(request::identify))
         // Without origins its headers would only cost every stream memory.
         .layer(option_layer((!app.config.cors_origins.is_empty()).then(|| cors::layer(&app.config.cors_origins))))
+        // Preflights are answered inside of these two, as the security log is about them, too.
+        .layer(from_fn_with_state(app.clone(), security::watch))
+        .layer(from_fn(request::identify))
         .layer(from_fn_with_state(app, close_while_draining))
+}
+
+/// Counts requests for their address, finds out who calls, and counts writes for their caller; in this order.
+fn counted(routes: Router, app: &App) -> Router {
+    routes
+        .layer(from_fn_with_state(app.clone(), limit::writes))
+        .layer(from_fn_with_state(app.clone(), meet))
+        .layer(from_fn_with_state(app.clone(), limit::addresses))
 }
 
 /// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.

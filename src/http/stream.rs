@@ -11,6 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
+use super::{address::Address, security::Kind};
 use crate::{
     app::App,
     auth::Caller,
@@ -33,6 +34,7 @@ pub(super) struct Parameters {
 /// Opens a stream.
 pub(super) async fn events(
     State(app): State<App>,
+    address: Address,
     caller: Caller,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
@@ -50,7 +52,11 @@ pub(super) async fn events(
         last_event_id: last_event_id(&headers, parameters.last_event_id),
         expires_at: caller.expires_at,
     };
-    let session = Session::open(&app.hub, opening).await?;
+    let session = Session::open(&app.hub, opening).await.inspect_err(|error| {
+        if error.code() == Code::TooManyStreams {
+            app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
+        }
+    })?;
     Ok(reply(session))
 }
 

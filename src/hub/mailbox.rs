@@ -29,6 +29,8 @@ pub(super) struct Closing {
 pub(super) struct Mailbox {
     /// Streams are counted as they open.
     pub(super) key: u64,
+    /// The user whose stream it is, as the hub hashes them: others may be in their room, too.
+    pub(super) owner: u64,
     types: TypeFilter,
     bytes_max: usize,
     state: Mutex<State>,
@@ -64,8 +66,8 @@ pub(super) enum Taken {
 
 impl Mailbox {
     /// A mailbox that takes nothing yet.
-    pub(super) fn new(key: u64, types: TypeFilter, bytes_max: usize) -> Self {
-        Self { key, types, bytes_max, state: Mutex::default() }
+    pub(super) fn new(key: u64, owner: u64, types: TypeFilter, bytes_max: usize) -> Self {
+        Self { key, owner, types, bytes_max, state: Mutex::default() }
     }
 
     /// Takes events from now on, those of reads after this one.

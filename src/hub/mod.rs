@@ -34,6 +34,7 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
+    hash::RandomState,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -76,6 +77,8 @@ pub struct HubSettings {
     pub queue_bytes: usize,
     /// Streams at most.
     pub streams_max: usize,
+    /// Streams of one user at most.
+    pub streams_per_user: usize,
     /// Streams that read history from Postgres at the same moment.
     pub replays_max: usize,
     /// Events that the router may be behind the pump.
@@ -158,6 +161,8 @@ pub struct Hub {
     /// Rung by the router when the channel has room again.
     room: Notify,
     replays: Semaphore,
+    /// Hashes the users whose streams these are.
+    owners: RandomState,
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
@@ -210,6 +215,7 @@ impl Hub {
             asked: AtomicU64::new(0),
             room: Notify::new(),
             replays: Semaphore::new(settings.replays_max),
+            owners: RandomState::new(),
             streams: watch::Sender::new(0),
             state: Mutex::new(state),
             db,

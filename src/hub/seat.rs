@@ -1,10 +1,10 @@
 //! A seat: one stream's place in the hub, for as long as it lives.
 
-use std::sync::Arc;
+use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
 
 use super::{Hub, State, Tail, mailbox::Mailbox, ring::Delivery, session::Reset};
 use crate::{
-    error::Error,
+    error::{Code, Error},
     ids::TypeFilter,
     log::{self, Position, Reader, Scope},
 };
@@ -12,13 +12,18 @@ use crate::{
 /// Events of the ring that one look hands over at most.
 const LOOK_EVENTS_MAX: usize = 1024;
 
-/// Why a node takes no more streams.
+/// When somebody with too many streams may ask again: nobody knows when one of theirs ends.
+const LIMIT_RETRY: Duration = Duration::from_secs(10);
+
+/// Why a node does not take a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
     /// It is shutting down.
     Draining,
     /// It has as many as it may have.
     Overload,
+    /// Its user has as many here as one may have.
+    Limit(usize),
 }
 
 impl Full {
@@ -27,6 +32,7 @@ impl Full {
         match self {
             Self::Draining => "draining",
             Self::Overload => "overload",
+            Self::Limit(_) => "limit",
         }
     }
 }
@@ -36,6 +42,10 @@ impl From<Full> for Error {
         match full {
             Full::Draining => Self::unavailable("The server is shutting down."),
             Full::Overload => Self::unavailable("This server has as many streams as it can serve."),
+            Full::Limit(most) => {
+                Self::new(Code::TooManyStreams, format!("You may have {most} streams open at once; end one first."))
+                    .with_retry_after(LIMIT_RETRY)
+            }
         }
     }
 }
@@ -60,11 +70,11 @@ pub(super) enum Attached {
 }
 
 impl Seat {
-    /// Puts a stream into its rooms. Its mailbox takes nothing yet.
+    /// Puts a stream of this user into its rooms, of which the user's own is one. Its mailbox takes nothing yet.
     ///
     /// # Errors
-    /// When the node takes no more streams.
-    pub(super) fn take(hub: &Arc<Hub>, rooms: &[String], types: TypeFilter) -> Result<Self, Full> {
+    /// When the node takes no more streams, of this user or at all.
+    pub(super) fn take(hub: &Arc<Hub>, user: &str, rooms: &[String], types: TypeFilter) -> Result<Self, Full> {
         let mut state = hub.state();
         if state.draining {
             return Err(Full::Draining);
@@ -72,8 +82,13 @@ impl Seat {
         if state.streams.len() >= hub.settings.streams_max {
             return Err(Full::Overload);
         }
+        let owner = hub.owners.hash_one(user);
+        let most = hub.settings.streams_per_user;
+        if streams_of(&state, user, owner) >= most {
+            return Err(Full::Limit(most));
+        }
         state.opened += 1;
-        let mailbox = Arc::new(Mailbox::new(state.opened, types, hub.settings.queue_bytes));
+        let mailbox = Arc::new(Mailbox::new(state.opened, owner, types, hub.settings.queue_bytes));
         state.streams.insert(mailbox.key, mailbox.clone());
         for room in rooms {
             state.rooms.join(room, &mailbox);
@@ -165,6 +180,12 @@ impl Seat {
             |(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max).in_pages_of(page_bytes);
         log::legs(from, tail.at.base()).into_iter().map(reader).collect()
     }
+}
+
+/// How many streams of this user there are: all are in the user's own room, where others may be, too.
+fn streams_of(state: &State, user: &str, owner: u64) -> usize {
+    let members = state.rooms.members(&format!("user:{user}"));
+    members.iter().filter(|mailbox| mailbox.owner == owner).count()
 }
 
 /// Why a stream cannot go on exactly from this position, if so.

@@ -167,12 +167,13 @@ impl Session {
     /// Takes a seat, judges where the stream begins, and prepares its first frames.
     ///
     /// # Errors
-    /// `unavailable` when the node takes no more streams, or Postgres does not say what was missed.
+    /// `unavailable` when the node takes no more streams, or Postgres does not say what was missed; `too_many_streams` when
+    /// it takes no more of this user.
     pub async fn open(hub: &Arc<Hub>, opening: Opening) -> Result<Self, Error> {
         if !hub.db.is_reachable() {
             return Err(out_of_reach());
         }
-        let seat = Seat::take(hub, &opening.rooms, opening.types.clone()).inspect_err(|full| {
+        let seat = Seat::take(hub, &opening.user.id, &opening.rooms, opening.types.clone()).inspect_err(|full| {
             hub.metrics.streams_refused.count("reason", full.as_str());
         })?;
         let (tail, start) = judge(&seat, opening.last_event_id.as_deref()).await?;

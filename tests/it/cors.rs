@@ -52,7 +52,8 @@ async fn a_page_of_a_named_origin_may_send_and_read_what_it_needs() {
         let answer = client.request(Method::GET, path).header("origin", APP).send().await.unwrap();
         assert_eq!(answer.status(), status, "{path}");
         assert_eq!(allowed(answer.headers(), "access-control-allow-origin"), APP, "{path}");
-        let exposed = ["etag", "location", "retry-after", "crewcast-cursor", "x-request-id"];
+        let exposed =
+            ["etag", "location", "retry-after", "ratelimit", "ratelimit-policy", "crewcast-cursor", "x-request-id"];
         assert!(lists(answer.headers(), "access-control-expose-headers", &exposed), "{path}");
     }
     server.stop().await;

@@ -18,6 +18,7 @@ mod hooks;
 mod input;
 mod joins;
 mod jwks;
+mod limits;
 mod load;
 mod merge;
 mod model;

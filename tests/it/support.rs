@@ -20,6 +20,14 @@ pub const SECRET: &str = "a secret that only tests know, 32 bytes or more";
 /// Nothing that a test waits for takes this long on any machine; it only ends a test that has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Limits that no test runs into unless it sets its own.
+const UNLIMITED: [&str; 4] = [
+    "--writes-per-minute=1000000000",
+    "--service-writes-per-minute=1000000000",
+    "--connects-per-minute=1000000000",
+    "--streams-per-user=1000000000",
+];
+
 const FOLDERS: &str = "/tmp/crewcast-it-";
 
 /// The Postgres of this test binary: without fsync, gone with the process.
@@ -92,12 +100,13 @@ pub async fn server(url: &str, arguments: &[&str]) -> Server {
 /// The settings of a server on this database.
 pub fn config(url: &str, arguments: &[&str]) -> Config {
     #[derive(Parser)]
+    #[command(args_override_self = true)]
     struct Arguments {
         #[command(flatten)]
         config: Config,
     }
     let fixed = ["crewcast", "--listen=127.0.0.1:0", "--database-connections=10", "--database-url", url];
-    let fixed = fixed.into_iter().chain(["--jwt-secret", SECRET, "--drain-spread=1ms"]);
+    let fixed = fixed.into_iter().chain(["--jwt-secret", SECRET, "--drain-spread=1ms"]).chain(UNLIMITED);
     Arguments::parse_from(fixed.chain(arguments.iter().copied())).config
 }
 
@@ -362,7 +371,8 @@ impl Process {
     pub async fn start(url: &str, arguments: &[&str]) -> Self {
         use tokio::io::AsyncBufReadExt as _;
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_crewcast"));
-        command.args(["serve", "--listen=127.0.0.1:0", "--database-url", url, "--jwt-secret", SECRET]).args(arguments);
+        command.args(["serve", "--listen=127.0.0.1:0", "--database-url", url, "--jwt-secret", SECRET]);
+        command.args(UNLIMITED).args(arguments);
         command.env("RUST_LOG", "error").stdout(std::process::Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut output = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();

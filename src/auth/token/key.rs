@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::claims;
 use crate::auth::Caller;
-use crate::error::{Error, Result};
+use crate::error::{Credentials, Error, Result};
 
 /// Bytes of an HS256 secret, at least: as many as the hash has (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
@@ -115,13 +115,20 @@ impl Key {
     /// # Errors
     /// 401 that says what is wrong with it.
     pub(crate) fn verify(&self, token: &str) -> Result<Caller> {
-        let data: TokenData<Map<String, Value>> = jsonwebtoken::decode(token, &self.key, &self.validation)
-            .map_err(|error| Error::unauthorized(self.reason(error.kind())))?;
+        let data: TokenData<Map<String, Value>> =
+            jsonwebtoken::decode(token, &self.key, &self.validation).map_err(|error| self.refusal(error.kind()))?;
         // What is critical must be understood (RFC 7515, section 4.1.11), and we know no extension.
         if data.header.crit.is_some() {
             return Err(Error::unauthorized("The token's header has `crit` extensions."));
         }
         claims::caller(&data.claims)
+    }
+
+    fn refusal(&self, kind: &ErrorKind) -> Error {
+        let refusal = Error::unauthorized(self.reason(kind));
+        // The library looks at the time after the signature: it was good once.
+        let is_expired = matches!(kind, ErrorKind::ExpiredSignature);
+        if is_expired { refusal.with_credentials(Credentials::Expired) } else { refusal }
     }
 
     /// What the client is told; never a part of the token.

@@ -7,7 +7,7 @@
 //! The `webhook-id` names the request as an `Idempotency-Key` would (see [`crate::web::mutation`]): a delivery that is sent
 //! again raises nothing twice and gets the first answer.
 //!
-//! Events as those of [`super::raise`].
+//! Event: `alert:new`, as of every alert.
 //!
 //! [Standard Webhooks]: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
 
@@ -28,7 +28,7 @@ use time::OffsetDateTime;
 use super::{Domain, Make, raise_alone};
 use crate::{
     auth::Publisher,
-    error::{Code, Error, Result},
+    error::{Code, Credentials, Error, Result},
     ids::Sub,
     web::{Answer, IDEMPOTENCY_KEY, Mutation, NotBegun, Repeatable, body},
 };
@@ -127,19 +127,19 @@ impl Signatures {
     /// Whether a delivery with these headers can be verified at all.
     fn expect(&self, headers: &HeaderMap) -> Result<()> {
         if self.0.is_empty() {
-            return Err(unauthorized(
+            return Err(missing(
                 "This server knows no secret to check signatures with: set CREWCAST_WEBHOOK_SECRET there, or send the \
                  header `Authorization: Bearer {token}` with a service's token.",
             ));
         }
         let names = [WEBHOOK_ID, WEBHOOK_TIMESTAMP, WEBHOOK_SIGNATURE];
-        let missing: Vec<_> =
+        let lacking: Vec<_> =
             names.iter().filter(|name| !headers.contains_key(*name)).map(|name| format!("`{name}`")).collect();
-        if !missing.is_empty() {
-            return Err(unauthorized(format!(
+        if !lacking.is_empty() {
+            return Err(missing(format!(
                 "Sign the request, or send the header `Authorization: Bearer {{token}}` with a service's token; missing of \
                  a signature: {}.",
-                missing.join(", ")
+                lacking.join(", ")
             )));
         }
         let timestamp = headers.get(WEBHOOK_TIMESTAMP).map_or(&b""[..], |value| value.as_bytes());
@@ -175,20 +175,26 @@ fn webhook(secret: &str) -> Option<Webhook> {
 }
 
 fn refused(why: &WebhookError) -> Error {
-    unauthorized(match why {
-        WebhookError::InvalidTimestamp => "`webhook-timestamp` is not a time in seconds since 1970.",
-        WebhookError::TimestampTooOldError => "`webhook-timestamp` is more than 5 minutes ago: sign it anew.",
+    let (credentials, detail) = match why {
+        WebhookError::InvalidTimestamp => {
+            (Credentials::Bad, "`webhook-timestamp` is not a time in seconds since 1970.")
+        }
+        WebhookError::TimestampTooOldError => {
+            (Credentials::Expired, "`webhook-timestamp` is more than 5 minutes ago: sign it anew.")
+        }
         WebhookError::FutureTimestampError => {
-            "`webhook-timestamp` is more than 5 minutes ahead of this server's clock."
+            (Credentials::Bad, "`webhook-timestamp` is more than 5 minutes ahead of this server's clock.")
         }
-        _ => {
-            "None of the signatures in `webhook-signature` is of this id, timestamp and body with a secret of this server."
-        }
-    })
+        _ => (
+            Credentials::Bad,
+            "None of the signatures in `webhook-signature` is of this id, timestamp and body with a secret of this server.",
+        ),
+    };
+    Error::new(Code::Unauthorized, detail).with_credentials(credentials)
 }
 
-fn unauthorized(why: impl Into<String>) -> Error {
-    Error::new(Code::Unauthorized, why)
+fn missing(detail: impl Into<String>) -> Error {
+    Error::new(Code::Unauthorized, detail).with_credentials(Credentials::Missing)
 }
 
 #[cfg(test)]

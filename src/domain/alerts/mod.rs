@@ -33,7 +33,7 @@
 //! alert is under way that would come to a stream and stay out of the inbox.
 //!
 //! Everybody locks in one order, so that nobody waits in a circle: whatever else there is to lock, the turn, nothing.
-//! Therefore [`raise`] comes last in a transaction.
+//! Therefore `raise` comes last in a transaction.
 //!
 //! What is unread also changes without either event: when rights change (`membership:changed` says so), and when
 //! `alert-retention` has passed. A client reads again then.

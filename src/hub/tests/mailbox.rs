@@ -21,7 +21,7 @@ fn updated(seq: i64) -> Arc<Live> {
 
 /// A mailbox that takes `events` of this size.
 fn mailbox(events: usize) -> Mailbox {
-    let mailbox = Mailbox::new(1, TypeFilter::default(), events * updated(1).encoded.bytes().len());
+    let mailbox = Mailbox::new(1, 0, TypeFilter::default(), events * updated(1).encoded.bytes().len());
     mailbox.open(0);
     mailbox
 }
@@ -103,7 +103,7 @@ fn what_was_taken_makes_room() {
 
 #[test]
 fn types_that_nobody_wants_take_no_room() {
-    let mailbox = Mailbox::new(1, TypeFilter::parse("alert").unwrap(), 1);
+    let mailbox = Mailbox::new(1, 0, TypeFilter::parse("alert").unwrap(), 1);
     mailbox.open(0);
     for (seq, kind) in [(1, "project:updated"), (2, "alert:new"), (3, "project:updated")] {
         assert!(mailbox.put(&live(1, seq, kind)));

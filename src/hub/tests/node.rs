@@ -68,6 +68,7 @@ impl Node {
             ring_bytes: sizes.ring_bytes,
             queue_bytes: sizes.queue_bytes,
             streams_max: usize::MAX,
+            streams_per_user: usize::MAX,
             replays_max: 1,
             channel_events: sizes.channel_events,
             node: "test".to_owned(),

@@ -99,7 +99,7 @@ fn settled_at_second(sizes: Sizes) -> Node {
 
 fn seat(node: &Node, rooms: &[&str]) -> Seat {
     let rooms: Vec<String> = rooms.iter().map(|room| (*room).to_owned()).collect();
-    Seat::take(&node.hub, &rooms, TypeFilter::default()).unwrap()
+    Seat::take(&node.hub, "ana", &rooms, TypeFilter::default()).unwrap()
 }
 
 /// The seqs that come from the ring; none when the log is to be read.

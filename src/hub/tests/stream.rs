@@ -232,7 +232,7 @@ impl Stream {
 
     fn sit(hub: &Arc<Hub>, client: Client) -> Self {
         let rooms: Vec<String> = rooms(client.mask).into_iter().map(str::to_owned).collect();
-        let seat = Seat::take(hub, &rooms, client.types.clone()).unwrap();
+        let seat = Seat::take(hub, "ana", &rooms, client.types.clone()).unwrap();
         let at = client.at.clone();
         Self { client, seat, source: Source::Live, at, read: 0, wakes: Arc::default(), asleep: None }
     }
