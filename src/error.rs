@@ -16,6 +16,8 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::log::LogError;
 
@@ -93,6 +95,9 @@ codes! {
 }
 
 impl Code {
+    /// Codes for routes to come: no route answers them yet.
+    pub const KEPT: &[Self] = &[Self::OriginNotAllowed, Self::Conflict];
+
     /// The code for an answer that comes with a status alone, from a layer or from the router.
     #[must_use]
     pub fn for_status(status: StatusCode) -> Self {
@@ -148,8 +153,22 @@ impl<'de> Deserialize<'de> for Code {
     }
 }
 
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        let kept: Vec<String> = Self::KEPT.iter().map(|code| format!("`{code}`")).collect();
+        let description = format!(
+            "Stable. These are all that the server knows; no route answers {} yet: they are kept for routes to come.",
+            kept.join(", ")
+        );
+        let code = ObjectBuilder::new().schema_type(Type::String).description(Some(description));
+        code.enum_values(Some(Self::ALL.iter().map(|code| code.as_str()))).into()
+    }
+}
+
+impl ToSchema for Code {}
+
 /// What is wrong with one part of a body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// Where in the body: a JSON pointer (RFC 6901), empty for the whole.
     pub pointer: String,

@@ -28,6 +28,7 @@ use serde::de::Deserializer;
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 use crate::error::{Credentials, Error, Result};
 use crate::ids::{Room, Slug, Sub, TopicName};
@@ -35,7 +36,8 @@ use crate::ids::{Room, Slug, Sub, TopicName};
 pub use token::{Checks, Claims, InvalidKey, SECRET_BYTES_MIN, Verifier, generate_secret};
 
 /// What a caller is in the company.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum Role {
     /// Works here.
     Member,

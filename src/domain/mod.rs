@@ -1,7 +1,8 @@
 //! What the service knows: divisions, projects with their members and phases, and who works on them when.
 //!
-//! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line here, and one migration. It
-//! appends events to the transaction that `db.write()` hands out and never sends any.
+//! A feature is one file (or one folder, where it grew) with its `router()`, its types, its handlers and its SQL, one line
+//! here, and one migration. It appends events to the transaction that `db.write()` hands out and never sends any. What it
+//! says of its routes and events is what the API's document has.
 
 pub mod alerts;
 mod capacity;
@@ -16,7 +17,8 @@ pub mod rights;
 
 use std::{sync::Arc, time::Duration};
 
-use axum::{Router, extract::FromRef};
+use axum::extract::FromRef;
+use utoipa_axum::router::OpenApiRouter;
 
 use self::{alerts::hooks::Signatures, people::People};
 use crate::{auth::Verifier, db::Db, web::IdempotencyTtl};
@@ -43,8 +45,8 @@ pub struct Domain {
 pub struct Retention(pub Duration);
 
 /// Every route of the domain, below `/v1`.
-pub fn router() -> Router<Domain> {
-    Router::new()
+pub fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
         .merge(divisions::router())
         .merge(projects::router())
         .merge(members::router())
@@ -57,6 +59,6 @@ pub fn router() -> Router<Domain> {
 }
 
 /// Where other backends deliver what they have to tell: at the top, not below `/v1`.
-pub fn hooks() -> Router<Domain> {
+pub fn hooks() -> OpenApiRouter<Domain> {
     alerts::hooks::router()
 }

@@ -15,10 +15,8 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
     extract::{FromRef as _, FromRequestParts},
     http::request::Parts,
-    routing::get,
 };
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -27,13 +25,16 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Domain;
 use crate::{
-    auth::{Caller, Person, Roles},
+    auth::{Caller, Person, Role, Roles},
     db::Db,
     error::{Error, Result},
     ids::{Slug, Sub, TopicName},
+    web::{Describe as _, Plain},
 };
 
 /// How old `last_seen` may be of somebody whose claims stay the same.
@@ -49,17 +50,20 @@ const WAITING_MAX: usize = 10_000;
 const BATCH_MAX: usize = 500;
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/me", get(me))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new().routes(routes!(read_me)).headed("people", "Who calls, and how they want to be told of alerts")
 }
 
 /// The caller, as the server sees them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Me {
     id: Sub,
+    #[schema(required)]
     name: Option<String>,
+    #[schema(required)]
     avatar_url: Option<String>,
+    #[schema(value_type = Vec<Role>)]
     roles: Roles,
     divisions: Vec<Slug>,
     topics: Vec<TopicName>,
@@ -67,9 +71,13 @@ struct Me {
     expires_at: OffsetDateTime,
 }
 
-async fn me(caller: Caller) -> Json<Me> {
+/// Read who is calling
+///
+/// As their token names them.
+#[utoipa::path(get, path = "/me")]
+async fn read_me(caller: Caller) -> Plain<Me> {
     let Caller { sub, name, avatar_url, roles, divisions, topics, expires_at } = caller;
-    Json(Me { id: sub, name, avatar_url, roles, divisions, topics, expires_at })
+    Plain(Me { id: sub, name, avatar_url, roles, divisions, topics, expires_at })
 }
 
 /// Where to say who was seen. Cheap to clone.

@@ -4,41 +4,84 @@ use axum::{
     body::Body,
     extract::State,
     http::{
-        HeaderMap, HeaderValue,
+        HeaderMap, HeaderName, HeaderValue,
         header::{CACHE_CONTROL, CONTENT_TYPE},
     },
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
+use utoipa::{
+    IntoParams, IntoResponses,
+    openapi::{ContentBuilder, ResponseBuilder},
+};
 
-use super::{address::Address, security::Kind};
+use super::{
+    address::Address,
+    openapi::{always, sent},
+    security::Kind,
+};
 use crate::{
     app::App,
     auth::Caller,
     error::{Code, Error, Result},
-    hub::{Opening, Refused, Session, User},
+    hub::{Opening, Refusal, Refused, Session, User},
     ids::{Room, TypeFilter},
-    web::Query,
+    log::Position,
+    web::{Query, openapi::Responses},
 };
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
+    /// Names of rooms, separated by commas; at most `rooms-max` of them, counted without repeats.
     #[serde(default)]
+    #[param(default = "company", example = "company,division:north")]
     rooms: String,
+    /// Types of events, or their prefixes, separated by commas. `stream:*` and `heartbeat` always pass. A name that cannot
+    /// come is 400.
     #[serde(default)]
+    #[param(default = "", example = "project,membership:changed")]
     types: String,
+    /// The same as the header, for clients that cannot send it.
     #[serde(default)]
+    #[param(value_type = Position)]
     last_event_id: String,
 }
 
-/// Opens a stream.
-pub(super) async fn events(
+/// A stream's head and body.
+pub(super) struct Stream(Session);
+
+/// Follow the events of some rooms
+///
+/// Opens a stream of Server-Sent Events. Its first event is `stream:open`.
+///
+/// Without `rooms` the stream is in `company`. The caller's own `user:` room is always joined and not counted. Rooms that
+/// the caller may not join are listed in `stream:open`; if that is all of them, the answer is 403.
+///
+/// To resume, send the last `id` that was read: as the header `Last-Event-ID`, which browsers do by themselves, or as the
+/// parameter `last_event_id`. The `Crewcast-Cursor` of a read is such an id too. Every event of the rooms since then
+/// follows once. Where that is not possible the stream says so with `stream:reset`: read the state again.
+#[utoipa::path(
+    get,
+    path = "/events",
+    params(
+        Parameters,
+        (
+            "Last-Event-ID" = Option<Position>,
+            Header,
+            nullable = false,
+            description = "The position to resume from. It goes before the parameter; an empty one is none."
+        )
+    ),
+    responses((status = 403))
+)]
+pub(super) async fn follow_events(
     State(app): State<App>,
     address: Address,
     caller: Caller,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
-) -> Result<Response> {
+) -> Result<Stream> {
     let asked = rooms(&parameters.rooms, app.config.limits.rooms_max as usize)?;
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
@@ -56,18 +99,48 @@ pub(super) async fn events(
         if error.code() == Code::TooManyStreams {
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
-    })?;
-    Ok(reply(session))
+    });
+    session.map(Stream)
 }
 
-fn reply(session: Session) -> Response {
-    let headers = [
-        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
-        // Tells nginx not to collect events into a buffer.
-        ("x-accel-buffering".parse().expect("a header name"), HeaderValue::from_static("no")),
-    ];
-    (headers, Body::new(session)).into_response()
+impl IntoResponse for Stream {
+    fn into_response(self) -> Response {
+        let headers = [
+            (CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM)),
+            (CACHE_CONTROL, HeaderValue::from_static(NEVER_CHANGED)),
+            // Tells nginx not to collect events into a buffer.
+            (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+        ];
+        (headers, Body::new(self.0)).into_response()
+    }
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
+const NEVER_CHANGED: &str = "no-cache, no-transform";
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The beginning of a stream.
+const EXAMPLE: &str = r#"retry: 2000
+event: stream:open
+id: d781d231-B
+data: {"streamId":"01a20834-c383-77bb-b50e-69c92aaca66a","user":{"id":"ana","name":null},"rooms":["company","division:north","user:ana"],"refused":[],"resume":"live","heartbeatMs":15000,"node":"2226"}
+
+event: project:updated
+id: d781d231--W
+data: {"projectId":"01a20834-c789-71f3-93b9-1d13b4f86540","field":"endsOn","newValue":"2026-12-06","updatedBy":"ana","meta":{"seq":2,"at":"2026-11-23T11:40:06.463Z","rooms":["project:01a20834-c789-71f3-93b9-1d13b4f86540","division:north"],"version":2}}
+
+"#;
+
+impl IntoResponses for Stream {
+    fn responses() -> Responses {
+        let frames = ContentBuilder::new().schema(Some(sent())).example(Some(EXAMPLE.into()));
+        let stream = ResponseBuilder::new()
+            .description("The stream. It lasts until the client or the server ends it, or the token expires.")
+            .header("Cache-Control", always(NEVER_CHANGED))
+            .header("X-Accel-Buffering", always("no"))
+            .content(EVENT_STREAM, frames.build());
+        [("200".to_owned(), stream.into())].into()
+    }
 }
 
 /// The rooms that were asked for, each once; `company` when none was named.
@@ -100,7 +173,7 @@ async fn judge(app: &App, caller: &Caller, asked: Vec<Room>) -> Result<(Vec<Stri
         if may {
             joined.push(room.to_string());
         } else {
-            refused.push(Refused { room: room.to_string(), reason: "forbidden" });
+            refused.push(Refused { room: room.to_string(), reason: Refusal::Forbidden });
         }
     }
     if joined.is_empty() {

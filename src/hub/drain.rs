@@ -6,7 +6,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Hub,
-    mailbox::{Closing, Mailbox},
+    frames::{Closing, ClosingReason},
+    mailbox::Mailbox,
     session::RETRY_MS,
 };
 
@@ -28,7 +29,7 @@ impl Hub {
             if due >= Instant::now() + STEP {
                 sleep_until(due).await;
             }
-            mailbox.close(Closing { reason: "draining", reconnect_ms: reconnect_ms(nth) });
+            mailbox.close(Closing { reason: ClosingReason::Draining, reconnect_ms: reconnect_ms(nth) });
         }
         drop(streams);
         self.streams.subscribe().wait_for(|streams| *streams == 0).await.expect("the hub owns the sender");

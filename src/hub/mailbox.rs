@@ -9,20 +9,11 @@ use std::{
     task::{Context, Waker},
 };
 
-use super::Live;
+use super::{Live, frames::Closing};
 use crate::ids::TypeFilter;
 
 /// Places of an empty queue that are kept for the next events: what a burst needed is not.
 const QUEUE_KEPT_MAX: usize = 8;
-
-/// How a stream is told to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Closing {
-    /// One of the reasons of the wire contract.
-    pub(super) reason: &'static str,
-    /// When the client is to come back, in milliseconds.
-    pub(super) reconnect_ms: u64,
-}
 
 /// Where the hub puts what is for one stream.
 #[derive(Debug)]

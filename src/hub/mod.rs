@@ -21,6 +21,7 @@
 
 mod chunk;
 mod drain;
+mod frames;
 mod mailbox;
 mod past;
 mod pump;
@@ -48,11 +49,12 @@ use tokio::{
     time::Instant,
 };
 
-use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
+    frames::{Closing, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
     pump::{Pump, PumpSettings},
-    session::{Opening, Refused, Session, User},
+    session::{Opening, Session},
 };
+use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 use crate::{
     db::Db,
     log::{Event, Now, Position, Snapshot},

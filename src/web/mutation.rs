@@ -96,7 +96,7 @@ impl Tx {
     ///
     /// # Errors
     /// As [`Write::commit`].
-    pub async fn commit(mut self, answer: Answer) -> Result<Answer> {
+    pub async fn commit<A>(mut self, answer: Answer<A>) -> Result<Answer<A>> {
         if let Some(repeatable) = &self.repeatable {
             repeatable.keep(&mut self.write, &answer).await?;
         }
@@ -290,7 +290,7 @@ impl Repeatable {
         }
     }
 
-    async fn keep(&self, conn: &mut PgConnection, answer: &Answer) -> Result<()> {
+    async fn keep<A>(&self, conn: &mut PgConnection, answer: &Answer<A>) -> Result<()> {
         sqlx::query(
             "insert into crewcast.answers (sub, key, fingerprint, status, location, version, body)
              values ($1, $2, $3, $4, $5, $6, $7)

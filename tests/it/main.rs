@@ -22,6 +22,7 @@ mod limits;
 mod load;
 mod merge;
 mod model;
+mod openapi;
 mod people;
 mod phases;
 mod projects;

@@ -4,14 +4,11 @@
 //! negative. Whoever writes one locks the account first and judges its rules behind the lock, so what an alert says of
 //! it is true at the commit. Accounts have no events of their own.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::{get, put},
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Amount, Domain, rules};
 use crate::{
@@ -19,7 +16,10 @@ use crate::{
     db::Db,
     error::{Error, OnConstraint as _, Result},
     ids::{Slug, Text},
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen},
+    web::{
+        self, Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Mutation, Page, PathArg,
+        Query, Seen,
+    },
 };
 
 /// An account's columns.
@@ -30,21 +30,29 @@ macro_rules! columns {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/accounts", get(list))
-        .route("/accounts/{id}", get(read).put(set))
-        .route("/accounts/{id}/balance", put(set_balance))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_accounts))
+        .routes(routes!(read_account, set_account))
+        .routes(routes!(set_balance))
+        .headed(
+            "accounts",
+            "What the company has where. Managers, admins and services keep them; for others there are none",
+        )
 }
 
 /// An account as it is answered.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Account {
+    #[schema(value_type = Slug)]
     pub(super) id: String,
+    #[schema(value_type = Name)]
     pub(super) name: String,
+    #[schema(required, value_type = Option<Slug>)]
     pub(super) division: Option<String>,
     pub(super) balance: Amount,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -62,20 +70,27 @@ impl Entity for Account {
     }
 }
 
-#[derive(Debug, Deserialize)]
+type Name = Text<1, 200>;
+
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Set {
-    name: Text<1, 200>,
+    name: Name,
+    /// One that exists; without it the account is no division's.
     division: Option<Slug>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct SetBalance {
     balance: Amount,
 }
 
-async fn list(State(db): State<Db>, _: Treasurer, Query(page): Query<Page>) -> Result<Response> {
+/// List the accounts
+///
+/// For managers, admins and services. In the order of their ids.
+#[utoipa::path(get, path = "/accounts", params(Page), responses((status = 404)))]
+async fn list_accounts(State(db): State<Db>, _: Treasurer, Query(page): Query<Page>) -> Result<Seen<List<Account>>> {
     let mut read = db.read().await?;
     let accounts: Vec<Account> =
         sqlx::query_as(concat!("select ", columns!(), " from crewcast.accounts where id > $1 order by id limit $2"))
@@ -83,27 +98,39 @@ async fn list(State(db): State<Db>, _: Treasurer, Query(page): Query<Page>) -> R
             .bind(page.rows())
             .fetch_all(&mut *read)
             .await?;
-    Ok(Seen::at(&read, page.list(accounts, |account| account.id.clone())).into_response())
+    Ok(Seen::at(&read, page.list(accounts, |account| account.id.clone())))
 }
 
-async fn read(State(db): State<Db>, _: Treasurer, PathArg(id): PathArg<Slug>) -> Result<Response> {
+/// Read an account
+#[utoipa::path(get, path = "/accounts/{id}", params(("id" = Slug, Path)), responses((status = 404)))]
+async fn read_account(State(db): State<Db>, _: Treasurer, PathArg(id): PathArg<Slug>) -> Result<Seen<Account>> {
     let mut read = db.read().await?;
     let account: Option<Account> =
         sqlx::query_as(concat!("select ", columns!(), " from crewcast.accounts where id = $1"))
             .bind(id.as_str())
             .fetch_optional(&mut *read)
             .await?;
-    Ok(Seen::entity(&read, account.ok_or_else(Error::not_found)?).into_response())
+    Ok(Seen::entity(&read, account.ok_or_else(Error::not_found)?))
 }
 
-async fn set(
+/// Make an account, or change its name and its division
+///
+/// For managers, admins and services. A new account has a balance of 0. It causes no event.
+#[utoipa::path(
+    put,
+    path = "/accounts/{id}",
+    params(("id" = Slug, Path), IfMatch),
+    request_body = inline(Set),
+    responses((status = 404))
+)]
+async fn set_account(
     _: Treasurer,
     PathArg(id): PathArg<Slug>,
     if_match: IfMatch,
     Mutation { mut tx, body: set }: Mutation<Set>,
-) -> Result<Answer> {
+) -> Result<Answer<web::Set<Account>>> {
     if let Some(account) = make(&mut tx, &id, &set).await? {
-        return tx.commit(Answer::made(format!("/v1/accounts/{id}"), &account)).await;
+        return tx.commit(Answer::set(true, &account)).await;
     }
     let old = lock(&mut tx, id.as_str()).await?.ok_or_else(Error::not_found)?;
     let mut account = old.clone();
@@ -112,18 +139,28 @@ async fn set(
     changed.set("division", &mut account.division, Some(set.division.map(|division| division.to_string())));
     if_match.merge(&old, &changed)?;
     if changed.is_empty() {
-        return tx.commit(Answer::current(&old)).await;
+        return tx.commit(Answer::set(false, &old)).await;
     }
     let account = store(&mut tx, &account, &changed).await?;
-    tx.commit(Answer::current(&account)).await
+    tx.commit(Answer::set(false, &account)).await
 }
 
+/// Set an account's balance
+///
+/// For managers, admins and services. Causes an `alert:new` for each rule that the balance falls below.
+#[utoipa::path(
+    put,
+    path = "/accounts/{id}/balance",
+    params(("id" = Slug, Path), IfMatch),
+    request_body = inline(SetBalance),
+    responses((status = 404))
+)]
 async fn set_balance(
     _: Treasurer,
     PathArg(id): PathArg<Slug>,
     if_match: IfMatch,
     Mutation { mut tx, body: set }: Mutation<SetBalance>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Account>>> {
     let old = lock(&mut tx, id.as_str()).await?.ok_or_else(Error::not_found)?;
     let mut account = old.clone();
     let mut changed = Changed::default();

@@ -3,6 +3,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 /// The largest balance either way: up to here hundredths are exact in a column of two decimals and in a number of JSON.
 const AMOUNT_MAX: f64 = 999_999_999_999.99;
@@ -34,6 +38,14 @@ impl Serialize for Figure {
     }
 }
 
+impl PartialSchema for Figure {
+    fn schema() -> RefOr<Schema> {
+        between(FIGURE_MAX).description(Some("A number that an alert tells.")).into()
+    }
+}
+
+impl ToSchema for Figure {}
+
 impl<'de> Deserialize<'de> for Figure {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_f64(Visitor { read: Self::new, expected: "a number between -2^53 and 2^53" })
@@ -63,6 +75,19 @@ impl Amount {
         let figure = Figure::new(given).filter(|_| given.abs() <= AMOUNT_MAX && is_in_hundredths);
         figure.map(Self)
     }
+}
+
+impl PartialSchema for Amount {
+    fn schema() -> RefOr<Schema> {
+        between(AMOUNT_MAX).description(Some("Money, with at most two decimals.")).into()
+    }
+}
+
+impl ToSchema for Amount {}
+
+/// A number as far as this either way.
+fn between(max: f64) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Number).minimum(Some(-max)).maximum(Some(max))
 }
 
 impl<'de> Deserialize<'de> for Amount {

@@ -14,23 +14,23 @@
 use std::fmt;
 
 use axum::{
-    Router,
     body::Bytes,
     extract::{FromRequest, FromRequestParts as _, Request},
     http::{HeaderMap, HeaderName, header::AUTHORIZATION, request::Parts},
-    routing::post,
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use standardwebhooks::{Webhook, WebhookError};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Domain, Make, raise_alone};
+use super::{Alert, Domain, Make, raise_alone};
 use crate::{
     auth::Publisher,
     error::{Code, Credentials, Error, Result},
     ids::Sub,
-    web::{Answer, IDEMPOTENCY_KEY, Mutation, NotBegun, Repeatable, body},
+    web::{Answer, Describe as _, IDEMPOTENCY_KEY, Mutation, NotBegun, Posted, Repeatable, body},
 };
 
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -44,28 +44,53 @@ const SECRET_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 const TIMESTAMP_DIGITS_MAX: usize = 12;
 
 /// The routes, which do not lie below `/v1`.
-pub(in crate::domain) fn router() -> Router<Domain> {
-    Router::new().route("/hooks/alerts", post(deliver))
+pub(in crate::domain) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(deliver_alert))
+        .headed("hooks", "What other backends deliver without a token, signed as Standard Webhooks has it")
 }
 
 /// What is delivered.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Hook {
     #[serde(rename = "type")]
+    #[schema(inline)]
     _type: Type,
+    /// When it happened.
     #[serde(rename = "timestamp", with = "time::serde::rfc3339")]
     _timestamp: OffsetDateTime,
     data: Make,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 enum Type {
     Alert,
 }
 
-async fn deliver(Delivery(Mutation { tx, body: hook }): Delivery) -> Result<Answer> {
+/// Raise an alert from another backend
+///
+/// Signed, or with the token of a service or an admin. A `webhook-id` that was taken before raises nothing and gets the first
+/// answer again; with a token it may be left out. Causes `alert:new`.
+#[utoipa::path(
+    post,
+    path = "/hooks/alerts",
+    params(
+        ("webhook-id" = Option<String>, Header, description = "Names the delivery."),
+        ("webhook-timestamp" = Option<String>, Header, description = "When it was signed, in seconds since 1970."),
+        (
+            "webhook-signature" = Option<String>,
+            Header,
+            description = "`v1,` and the base64 of an HMAC-SHA256 over id, timestamp and body, with full stops between them; \
+                           several have spaces between them."
+        )
+    ),
+    request_body = inline(Hook),
+    responses((status = 403)),
+    security((), ("bearer" = []))
+)]
+async fn deliver_alert(Delivery(Mutation { tx, body: hook }): Delivery) -> Result<Answer<Posted<Alert>>> {
     raise_alone(tx, hook.data).await
 }
 

@@ -10,16 +10,11 @@
 //! alert (`crewcast.sorted`), which leaves of them only what is unread (`crewcast.unread`). A room that one could not join
 //! then is sorted later, when one can.
 
-use axum::{
-    Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
+use axum::extract::State;
 use serde::Serialize;
-use serde_json::json;
 use sqlx::{FromRow, PgConnection, Postgres, postgres::PgRow, query::QueryAs};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Alert, Domain, columns};
@@ -30,7 +25,7 @@ use crate::{
     error::{Error, Result},
     ids::Room,
     log::NewEvent,
-    web::{Answer, List, Page, PathArg, Query, Seen, Tx},
+    web::{Answer, Describe as _, List, Page, PathArg, Plain, Query, Seen, Tx},
 };
 
 /// Ids of one event.
@@ -132,49 +127,85 @@ pub const SORT: &str = concat!(
 );
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/alerts", get(list))
-        .route("/alerts/{id}/ack", post(acknowledge))
-        .route("/alerts/ack-all", post(acknowledge_all))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(read_inbox))
+        .routes(routes!(acknowledge_alert))
+        .routes(routes!(acknowledge_all))
+        .emits::<Acknowledged<'_>>(
+            "alert:acknowledged",
+            "Of many alerts there are several, which say the same is left. To the person's own room.",
+        )
 }
 
 /// A page of an inbox.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Inbox {
-    #[serde(flatten)]
-    list: List<Alert>,
+    items: Vec<Alert>,
+    /// The `after` of the next page; null on the last one.
+    #[schema(required)]
+    next_cursor: Option<String>,
+    /// How many there are on all pages.
+    #[schema(minimum = 0)]
     unread: i64,
 }
 
 /// What is left after an acknowledgement.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Unread {
+    #[schema(minimum = 0)]
     unread: i64,
 }
 
-async fn list(
+/// The data of `alert:acknowledged`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = AlertAcknowledgedData)]
+struct Acknowledged<'a> {
+    #[schema(max_items = 500)]
+    alert_ids: &'a [Uuid],
+    /// How many are left.
+    #[schema(minimum = 0)]
+    unread: i64,
+}
+
+/// Read the caller's inbox
+///
+/// For people, not services: the alerts since they were first seen whose audience they may join now, newest first, less
+/// those that they have acknowledged. A stream that resumes from the answer's `Crewcast-Cursor` keeps `unread` exact: one
+/// more with each `alert:new`, and with each `alert:acknowledged` what that says.
+#[utoipa::path(get, path = "/alerts", params(Page), responses((status = 403)))]
+async fn read_inbox(
     State(db): State<Db>,
     State(retention): State<Retention>,
     Known(caller): Known,
     Query(page): Query<Page>,
-) -> Result<Response> {
+) -> Result<Seen<Plain<Inbox>>> {
     let before = page.after.as_deref().map_or(Ok(i64::MAX), str::parse).map_err(|_| Page::not_of_this_list())?;
     let mut read = db.read().await?;
     let reader = Reader::new(&caller, retention);
     let unread = reader.unread(&mut read).await?;
     let alerts = reader.query::<Alert>(PAGE).bind(before).bind(page.rows()).fetch_all(&mut *read).await?;
-    let list = page.list(alerts, |alert| alert.number.to_string());
-    Ok(Seen::at(&read, Inbox { list, unread }).into_response())
+    let List { items, next_cursor } = page.list(alerts, |alert| alert.number.to_string());
+    Ok(Seen::at(&read, Plain(Inbox { items, next_cursor, unread })))
 }
 
-async fn acknowledge(
+/// Acknowledge an alert
+///
+/// For people, not services. Causes `alert:acknowledged`, unless they have before.
+#[utoipa::path(
+    post,
+    path = "/alerts/{id}/ack",
+    params(("id" = Uuid, Path)),
+    responses((status = 403), (status = 404))
+)]
+async fn acknowledge_alert(
     State(retention): State<Retention>,
     Known(caller): Known,
     PathArg(id): PathArg<Uuid>,
     mut tx: Tx,
-) -> Result<Answer> {
+) -> Result<Answer<Plain<Unread>>> {
     let reader = Reader::new(&caller, retention);
     let (number,): (i64,) = reader
         .query(concat!(
@@ -193,7 +224,15 @@ async fn acknowledge(
     reader.note(tx, &[(number, id)]).await
 }
 
-async fn acknowledge_all(State(retention): State<Retention>, Known(caller): Known, mut tx: Tx) -> Result<Answer> {
+/// Acknowledge all that is in the caller's inbox
+///
+/// For people, not services. Causes `alert:acknowledged`, unless the inbox is empty.
+#[utoipa::path(post, path = "/alerts/ack-all", responses((status = 403)))]
+async fn acknowledge_all(
+    State(retention): State<Retention>,
+    Known(caller): Known,
+    mut tx: Tx,
+) -> Result<Answer<Plain<Unread>>> {
     let reader = Reader::new(&caller, retention);
     reader.take_turn(&mut tx).await?;
     let all: Vec<(i64, Uuid)> = reader
@@ -255,15 +294,15 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes alerts as acknowledged, and tells of those that were not.
-    async fn note(&self, mut tx: Tx, alerts: &[(i64, Uuid)]) -> Result<Answer> {
+    async fn note(&self, mut tx: Tx, alerts: &[(i64, Uuid)]) -> Result<Answer<Plain<Unread>>> {
         let noted = acknowledged_anew(&mut tx, self.caller.sub.as_str(), alerts).await?;
         let unread = self.unread(&mut tx).await?;
         for ids in noted.chunks(IDS_MAX) {
             let room = Room::User(self.caller.sub.clone()).to_string();
-            let data = json!({ "alertIds": ids, "unread": unread });
-            tx.append(NewEvent::unversioned("alert:acknowledged", vec![room], &data));
+            let acknowledged = Acknowledged { alert_ids: ids, unread };
+            tx.append(NewEvent::unversioned("alert:acknowledged", vec![room], &acknowledged));
         }
-        tx.commit(Answer::of(StatusCode::OK, &Unread { unread })).await
+        tx.commit(Answer::plain(&Unread { unread })).await
     }
 }
 

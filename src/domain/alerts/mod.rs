@@ -46,9 +46,13 @@ mod rules;
 
 use std::time::Duration;
 
-use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{Ref, RefOr, Schema, schema::ArrayBuilder},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use self::amount::{Amount, Figure};
@@ -59,7 +63,7 @@ use crate::{
     error::Result,
     ids::{Room, Slug, Text},
     log::NewEvent,
-    web::{Answer, Mutation, Tx},
+    web::{Answer, Describe as _, Mutation, Posted, Tx},
 };
 
 pub use self::inbox::{COUNT, PAGE, SORT};
@@ -77,8 +81,14 @@ macro_rules! columns {
 use columns;
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/alerts", post(make)).merge(inbox::router()).merge(accounts::router()).merge(rules::router())
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(raise_alert))
+        .merge(inbox::router())
+        .merge(rules::router())
+        .emits::<Alert>("alert:new", "The alert. To its audience, which it does not tell.")
+        .headed("alerts", "Rules that raise them, alerts raised by hand, and each person's inbox")
+        .merge(accounts::router())
 }
 
 /// How long alerts are kept.
@@ -114,7 +124,7 @@ impl AlertRetention {
 }
 
 /// How much an alert matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[sqlx(type_name = "text", rename_all = "snake_case")]
 pub(super) enum Severity {
@@ -142,22 +152,40 @@ impl TryFrom<Vec<Room>> for Audience {
     }
 }
 
+impl PartialSchema for Audience {
+    fn schema() -> RefOr<Schema> {
+        let rooms = ArrayBuilder::new().items(Ref::from_schema_name(Room::name()));
+        let rooms = rooms.min_items(Some(1)).max_items(Some(AUDIENCE_MAX));
+        rooms.description(Some("Rooms: who may join one of them is told.")).into()
+    }
+}
+
+impl ToSchema for Audience {}
+
+type Kind = Text<1, 64>;
+
 /// An alert as it is answered and as its event carries it.
-#[derive(Debug, Serialize, sqlx::FromRow)]
+#[derive(Debug, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Alert {
     /// Its place among all alerts.
     #[serde(skip)]
     number: i64,
     pub(super) id: Uuid,
+    #[schema(value_type = Kind)]
     kind: String,
     severity: Severity,
     title: String,
     body: String,
+    #[schema(required)]
     project_id: Option<Uuid>,
+    #[schema(required, value_type = Option<Slug>)]
     division: Option<String>,
+    #[schema(required, value_type = Option<Slug>)]
     account_id: Option<String>,
+    #[schema(required)]
     value: Option<Figure>,
+    #[schema(required)]
     threshold: Option<Figure>,
     #[serde(with = "time::serde::rfc3339")]
     created_at: OffsetDateTime,
@@ -179,11 +207,12 @@ pub(super) struct NewAlert {
     pub(super) threshold: Option<Figure>,
 }
 
-/// An alert as it is given.
-#[derive(Debug, Deserialize)]
+/// An alert as it is given. What it names need not be there.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = NewAlert)]
 struct Make {
-    kind: Text<1, 64>,
+    kind: Kind,
     severity: Severity,
     title: Text<1, 200>,
     body: Text<0, 10_000>,
@@ -212,14 +241,18 @@ impl From<Make> for NewAlert {
     }
 }
 
-async fn make(_: Manages, Mutation { tx, body: make }: Mutation<Make>) -> Result<Answer> {
+/// Raise an alert
+///
+/// For managers, admins and services. Causes `alert:new`.
+#[utoipa::path(post, path = "/alerts", request_body = Make, responses((status = 403)))]
+async fn raise_alert(_: Manages, Mutation { tx, body: make }: Mutation<Make>) -> Result<Answer<Posted<Alert>>> {
     raise_alone(tx, make).await
 }
 
 /// Raises an alert that is all that a request asks for.
-async fn raise_alone(mut tx: Tx, make: Make) -> Result<Answer> {
+async fn raise_alone(mut tx: Tx, make: Make) -> Result<Answer<Posted<Alert>>> {
     let alert = raise(&mut tx, make.into()).await?;
-    tx.commit(Answer::of(axum::http::StatusCode::CREATED, &alert)).await
+    tx.commit(Answer::posted(&alert)).await
 }
 
 /// Raises an alert. It takes the raiser's turn, which is held to the end of the transaction: nothing else is to be

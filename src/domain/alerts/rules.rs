@@ -7,14 +7,11 @@
 //!
 //! Everybody locks in one order: the account, then its rules.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{
@@ -27,7 +24,10 @@ use crate::{
     db::Db,
     error::{Error, Result},
     ids::Slug,
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
+    web::{
+        Answer, Changed, Current, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page, PathArg, Query,
+        Seen, Tx, present,
+    },
 };
 
 /// A rule's columns.
@@ -38,23 +38,28 @@ macro_rules! columns {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/alert-rules", get(list).post(make))
-        .route("/alert-rules/{id}", get(read).patch(change).delete(delete))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new().routes(routes!(list_alert_rules, make_alert_rule)).routes(routes!(
+        read_alert_rule,
+        change_alert_rule,
+        delete_alert_rule
+    ))
 }
 
 /// A rule as it is answered.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = AlertRule)]
 struct Rule {
     id: Uuid,
+    #[schema(value_type = Slug)]
     account_id: String,
     below: Amount,
     severity: Severity,
     audience: Audience,
     #[serde(skip)]
     armed: bool,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -72,7 +77,7 @@ impl Entity for Rule {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     account_id: Slug,
@@ -81,26 +86,41 @@ struct Make {
     audience: Audience,
 }
 
-#[derive(Debug, Deserialize)]
+/// What is left out stays as it is.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     below: Option<Amount>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     severity: Option<Severity>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     audience: Option<Audience>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase")]
+#[into_params(parameter_in = Query)]
 struct Filter {
+    /// Only those of this account.
     account_id: Option<Slug>,
     #[serde(flatten)]
+    #[param(ignore)]
     page: Page,
 }
 
-async fn list(State(db): State<Db>, _: Treasurer, Query(filter): Query<Filter>) -> Result<Response> {
+/// List the alert rules
+///
+/// For managers, admins and services. Oldest first.
+#[utoipa::path(get, path = "/alert-rules", params(Filter, Page), responses((status = 404)))]
+async fn list_alert_rules(
+    State(db): State<Db>,
+    _: Treasurer,
+    Query(filter): Query<Filter>,
+) -> Result<Seen<List<Rule>>> {
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;
@@ -116,10 +136,15 @@ async fn list(State(db): State<Db>, _: Treasurer, Query(filter): Query<Filter>) 
     .bind(page.rows())
     .fetch_all(&mut *read)
     .await?;
-    Ok(Seen::at(&read, page.list(rules, |rule| rule.id.to_string())).into_response())
+    Ok(Seen::at(&read, page.list(rules, |rule| rule.id.to_string())))
 }
 
-async fn make(_: Treasurer, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+/// Make an alert rule
+///
+/// For managers, admins and services. A rule that is made while the balance is below waits for it to rise first. It causes
+/// no event.
+#[utoipa::path(post, path = "/alert-rules", request_body = inline(Make), responses((status = 404)))]
+async fn make_alert_rule(_: Treasurer, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer<Made<Rule>>> {
     let account = accounts::lock(&mut tx, make.account_id.as_str()).await?;
     let account = account.ok_or_else(|| Error::invalid_body("/accountId", "there is no such account"))?;
     let rule: Rule = sqlx::query_as(concat!(
@@ -139,18 +164,31 @@ async fn make(_: Treasurer, Mutation { mut tx, body: make }: Mutation<Make>) -> 
     tx.commit(Answer::made(format!("/v1/alert-rules/{}", rule.id), &rule)).await
 }
 
-async fn read(State(db): State<Db>, _: Treasurer, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+/// Read an alert rule
+#[utoipa::path(get, path = "/alert-rules/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
+async fn read_alert_rule(State(db): State<Db>, _: Treasurer, PathArg(id): PathArg<Uuid>) -> Result<Seen<Rule>> {
     let mut read = db.read().await?;
     let rule = find(&mut read, id).await?;
-    Ok(Seen::entity(&read, rule).into_response())
+    Ok(Seen::entity(&read, rule))
 }
 
-async fn change(
+/// Change some of an alert rule's fields
+///
+/// For managers, admins and services. With a threshold that the balance is below already the rule waits for it to rise
+/// first. It causes no event.
+#[utoipa::path(
+    patch,
+    path = "/alert-rules/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses((status = 404))
+)]
+async fn change_alert_rule(
     _: Treasurer,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
     Mutation { mut tx, body: change }: Mutation<Change>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Rule>>> {
     let (account, old) = lock(&mut tx, id).await?;
     let mut rule = old.clone();
     let changed = change.apply(&mut rule);
@@ -163,7 +201,21 @@ async fn change(
     tx.commit(Answer::current(&rule)).await
 }
 
-async fn delete(_: Treasurer, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+/// Delete an alert rule
+///
+/// For managers, admins and services. The alerts that it has raised stay.
+#[utoipa::path(
+    delete,
+    path = "/alert-rules/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    responses((status = 404))
+)]
+async fn delete_alert_rule(
+    _: Treasurer,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
     let (_, rule) = lock(&mut tx, id).await?;
     if_match.require(&rule)?;
     sqlx::query("delete from crewcast.alert_rules where id = $1").bind(id).execute(&mut *tx).await?;
