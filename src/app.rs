@@ -14,7 +14,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{Checks, InvalidKey, Verifier, generate_secret, jwks::Fetcher},
+    auth::{
+        Checks, InvalidKey, Verifier, generate_secret,
+        jwks::Fetcher,
+        ticket::{self, TicketSettings, Tickets},
+    },
     config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
@@ -59,6 +63,8 @@ pub struct App {
     pub verifier: Arc<Verifier>,
     /// What other backends sign with.
     pub signatures: Arc<Signatures>,
+    /// Who is calling from a browser's stream.
+    pub tickets: Tickets,
     /// Who has done how much of late.
     pub limiters: Arc<Limiters>,
     /// The security log.
@@ -126,10 +132,24 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
+        let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
-        let app = App { config, db, hub, joins, people, verifier, signatures, limiters, security, metrics, draining };
+        let app = App {
+            config,
+            db,
+            hub,
+            joins,
+            people,
+            verifier,
+            signatures,
+            tickets,
+            limiters,
+            security,
+            metrics,
+            draining,
+        };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -322,13 +342,24 @@ fn pump_settings(config: &Config) -> PumpSettings {
 
 fn sweeps(config: &Config) -> Vec<Sweep> {
     let alerts = AlertRetention(config.limits.alert_retention).sweeps();
-    std::iter::once(IdempotencyTtl(config.limits.idempotency_ttl).sweep()).chain(alerts).collect()
+    [IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()].into_iter().chain(alerts).collect()
 }
 
 fn join_settings(config: &Config) -> JoinSettings {
     let limits = &config.limits;
     JoinSettings {
         retention: limits.retention,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
+    }
+}
+
+fn ticket_settings(config: &Config) -> TicketSettings {
+    let limits = &config.limits;
+    TicketSettings {
+        ttl: limits.ticket_ttl,
+        idle: limits.ticket_idle,
+        per_user: limits.tickets_per_user,
         waiting_max: limits.joins_waiting_max as usize,
         statement_timeout: limits.request_timeout,
     }

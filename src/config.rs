@@ -154,7 +154,16 @@ pub struct Limits {
     /// Rooms of one stream
     #[arg(long, env = "CREWCAST_ROOMS_MAX", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub rooms_max: u32,
-    /// Requests that may wait at once to learn which rooms their callers may join
+    /// How long a new ticket for a stream may wait for its first use
+    #[arg(long, env = "CREWCAST_TICKET_TTL", default_value = "60s", value_parser = duration)]
+    pub ticket_ttl: Duration,
+    /// How long a ticket is good after the last of its streams, at least
+    #[arg(long, env = "CREWCAST_TICKET_IDLE", default_value = "10m", value_parser = duration)]
+    pub ticket_idle: Duration,
+    /// Tickets of one user that are good at once; no more are made
+    #[arg(long, env = "CREWCAST_TICKETS_PER_USER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub tickets_per_user: u32,
+    /// Requests that may wait at once to learn whose ticket they have, and as many to learn which rooms they may join
     #[arg(long, env = "CREWCAST_JOINS_WAITING_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub joins_waiting_max: u32,
     /// Longest time from SIGTERM to the end of the process

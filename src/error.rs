@@ -27,9 +27,6 @@ type BoxError = Box<dyn StdError + Send + Sync>;
 /// A result whose error is ours.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// When a client may ask again after `unavailable`, unless the error says otherwise.
-const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
-
 macro_rules! codes {
     ($($variant:ident $name:literal $status:ident $title:literal;)*) => {
         /// What went wrong: stable names, each with one status and one title.
@@ -92,11 +89,24 @@ codes! {
     TooManyStreams "too_many_streams" TOO_MANY_REQUESTS "Too many streams are open";
     Internal "internal" INTERNAL_SERVER_ERROR "Something went wrong on the server";
     Unavailable "unavailable" SERVICE_UNAVAILABLE "Not possible at the moment";
+    Draining "draining" SERVICE_UNAVAILABLE "The server is shutting down";
+    Overloaded "overloaded" SERVICE_UNAVAILABLE "The server has more to do than it can";
 }
 
 impl Code {
     /// Codes for routes to come: no route answers them yet.
     pub const KEPT: &[Self] = &[Self::OriginNotAllowed, Self::Conflict];
+
+    /// When a client may ask again, unless the error says otherwise; none where asking again is no use.
+    #[must_use]
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::Unavailable | Self::Draining | Self::RateLimited => Some(Duration::from_secs(1)),
+            // Room is made by others who leave.
+            Self::Overloaded | Self::TooManyStreams => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
 
     /// The code for an answer that comes with a status alone, from a layer or from the router.
     #[must_use]
@@ -264,6 +274,12 @@ impl Error {
         Self::new(Code::Unavailable, detail)
     }
 
+    /// 503 with `Retry-After`: another node takes the request.
+    #[must_use]
+    pub fn draining() -> Self {
+        Self::new(Code::Draining, "The server is shutting down.")
+    }
+
     /// 500: the cause goes to the log, and the client learns nothing but the request's id.
     pub fn internal(cause: impl Into<BoxError>) -> Self {
         Self::new(Code::Internal, "The server's log has the cause under this request's id.").with_cause(cause)
@@ -305,6 +321,13 @@ impl Error {
         self.with_header(RETRY_AFTER, HeaderValue::from(seconds))
     }
 
+    /// The same for somebody else who asks; the cause stays with the first.
+    pub(crate) fn again(&self) -> Self {
+        let Inner { problem, headers, credentials, .. } = &*self.0;
+        let (problem, headers) = (problem.clone(), headers.clone());
+        Self(Box::new(Inner { problem, headers, credentials: *credentials, cause: None }))
+    }
+
     /// Adds what our log should know and the client should not.
     #[must_use]
     pub fn with_cause(mut self, cause: impl Into<BoxError>) -> Self {
@@ -340,7 +363,9 @@ impl Error {
     fn log(&self) {
         match self.code() {
             Code::Internal => tracing::error!(cause = %Chain(self), "request failed"),
-            Code::Unavailable => tracing::warn!(cause = %Chain(self), "request put off"),
+            Code::Unavailable | Code::Draining | Code::Overloaded => {
+                tracing::warn!(cause = %Chain(self), "request put off");
+            }
             _ => {}
         }
     }
@@ -409,14 +434,11 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let mut response = self.code.status().into_response();
         let headers = response.headers_mut();
-        match self.code {
-            Code::Unavailable => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_DEFAULT.as_secs()));
-            }
-            Code::Unauthorized => {
-                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            }
-            _ => {}
+        if let Some(after) = self.code.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        if self.code == Code::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(self);
         response
@@ -572,8 +594,11 @@ mod tests {
 
     #[test]
     fn what_must_stand_in_headers_does() {
-        let response = Error::unavailable("Busy.").into_response();
-        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        for code in Code::ALL {
+            let response = Error::new(*code, "Busy.").into_response();
+            let is_for_later = matches!(response.status().as_u16(), 429 | 503);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), is_for_later, "{code}");
+        }
         let later = Error::unavailable("Busy.").with_retry_after(Duration::from_millis(2_100));
         assert_eq!(later.into_response().headers()[RETRY_AFTER], "3");
         let response = Error::unauthorized("The token has expired.").into_response();

@@ -21,9 +21,9 @@ pub type Gauge = gauge::Gauge;
 pub struct Counters(Family<[(&'static str, &'static str); 1], Counter>);
 
 impl Counters {
-    /// One more of these.
-    pub fn count(&self, label: &'static str, value: &'static str) {
-        self.0.get_or_create(&[(label, value)]).inc();
+    /// One more of these; how many there were before.
+    pub fn count(&self, label: &'static str, value: &'static str) -> u64 {
+        self.0.get_or_create(&[(label, value)]).inc()
     }
 
     /// How many of these there were.
@@ -113,6 +113,7 @@ metrics! {
     streams_opened: Counter = "Streams opened";
     streams_closed: Counters = "Streams that ended, by reason; gone is the client's own leaving";
     streams_refused: Counters = "Streams refused because of what this node has already, by reason; limit is streams-per-user";
+    come_backs: Counters = "Browsers that were told in a stream of one event to come back, by reason";
     rooms: Gauge = "Rooms that a stream of this node is in";
     queued_events: Gauge = "Events that wait in the streams' queues, each counted once a stream";
     queued: Gauge in Bytes = "What waits in the streams' queues; a frame that many wait for is counted for each";
@@ -133,6 +134,14 @@ metrics! {
     limit_keys_max: Gauge = "Callers and addresses at most; those that did nothing for longest are forgotten";
     limit_keys_forgotten: Counter = "Callers and addresses forgotten because there were too many";
     suspicions: Counters = "Requests that the security log is about, by kind; not each has a line";
+
+    tickets_open: Gauge = "Tickets that have a stream on this node now";
+    tickets_made: Counter = "Tickets made";
+    tickets_used: Counter = "Times a ticket was taken for a stream";
+    tickets_refused: Counters = "Times a ticket was refused, by reason";
+    tickets_renewed: Counter = "Times a ticket was renewed because it has a stream";
+    tickets_waiting: Gauge = "Tickets that wait to be judged; joins-waiting-max bounds them";
+    ticket_statements: Counter = "Statements that judged tickets: all that wait at a moment share one";
 
     joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
     join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";

@@ -15,6 +15,7 @@
 //! Rights add up: a service that is also an admin may do what either may.
 
 pub mod jwks;
+pub mod ticket;
 mod token;
 
 use std::fmt;
@@ -208,21 +209,37 @@ where
     /// Who an earlier step found out, else who the `Authorization` header names.
     ///
     /// A step that knows other credentials leaves a `Caller` in the request's extensions; the
-    /// rights below then hold for them alike. What is found here is left there too.
+    /// rights below then hold for them alike. What is found here is left there too, also a refusal:
+    /// a key that nobody has is asked for once.
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         if let Some(known) = parts.extensions.get::<Self>() {
             return Ok(known.clone());
         }
-        let token = bearer(&parts.headers)?.ok_or_else(missing)?;
-        let caller = Arc::<Verifier>::from_ref(state).verify(token).await?;
-        parts.extensions.insert(caller.clone());
-        Ok(caller)
+        if let Some(Refused(error)) = parts.extensions.get() {
+            return Err(error.again());
+        }
+        let judged = judge(&parts.headers, &Arc::<Verifier>::from_ref(state)).await;
+        match &judged {
+            Ok(caller) => drop(parts.extensions.insert(caller.clone())),
+            Err(error) => drop(parts.extensions.insert(Refused(Arc::new(error.again())))),
+        }
+        judged
     }
 }
 
+/// Credentials that were judged, and why they are no good.
+#[derive(Clone)]
+struct Refused(Arc<Error>);
+
+async fn judge(headers: &HeaderMap, verifier: &Verifier) -> Result<Caller> {
+    let token = bearer(headers)?;
+    let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
+    verifier.verify(token).await
+}
+
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
-fn missing() -> Error {
-    Error::unauthorized("Send the header `Authorization: Bearer {token}`; it is missing.")
+fn missing(why: &'static str) -> Error {
+    Error::unauthorized(why)
         .with_header(axum::http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
         .with_credentials(Credentials::Missing)
 }

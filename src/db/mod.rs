@@ -4,15 +4,14 @@
 //! without their change, cannot be written. [`Db::read`] reads everything from one snapshot and knows its position in the
 //! log.
 
+pub mod desk;
 pub mod embedded;
+mod reach;
 mod sweep;
 
 use std::{
     ops::{Deref, DerefMut},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,6 +23,7 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
+use self::reach::Reach;
 pub use self::sweep::{Sweep, keep_sweeping};
 use crate::{
     error::Error,
@@ -44,7 +44,7 @@ pub struct Db {
     /// Rung after each commit that appended events: the pump listens.
     bell: Arc<Notify>,
     /// Whether Postgres answered last time. Written by the pump, which is never without a question.
-    reachable: Arc<AtomicBool>,
+    reach: Arc<Reach>,
 }
 
 impl Db {
@@ -68,7 +68,7 @@ impl Db {
                 })
             })
             .connect_lazy_with(options.clone());
-        Self { pool, options, bell: Arc::default(), reachable: Arc::new(AtomicBool::new(true)) }
+        Self { pool, options, bell: Arc::default(), reach: Arc::default() }
     }
 
     /// Begins a change.
@@ -121,12 +121,17 @@ impl Db {
 
     /// Says whether Postgres can be reached: while it can't, requests are answered at once.
     pub fn set_reachable(&self, reachable: bool) {
-        self.reachable.store(reachable, Ordering::Relaxed);
+        self.reach.set(reachable);
     }
 
     /// Whether Postgres answered last time.
     pub fn is_reachable(&self) -> bool {
-        self.reachable.load(Ordering::Relaxed)
+        self.reach.is_up()
+    }
+
+    /// How long Postgres was out of reach last, if that ended less than `within` ago; else zero.
+    pub fn lost_lately(&self, within: Duration) -> Duration {
+        self.reach.lost_lately(within)
     }
 
     /// Connections of the pool that are open, and those of them that nothing uses now.

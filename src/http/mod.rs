@@ -3,6 +3,7 @@
 pub mod accept;
 mod address;
 pub mod buckets;
+mod come_back;
 mod cors;
 mod docs;
 mod figures;
@@ -52,12 +53,17 @@ pub fn router(app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
+    let stream = Router::from(stream()).with_state(app.clone());
     let machine = Router::from(streams().merge(operations()).merge(pages())).with_state(app.clone());
     let domain = Router::from(domain::router()).with_state(app.domain());
     let hooks = Router::from(domain::hooks()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
+    // Around limits and the timeout, whose answers an `EventSource` must not get.
+    let stream =
+        counted(stream, &app).layer(timeout).layer(from_fn_with_state(app.metrics.clone(), come_back::come_back));
     counted(Router::new().merge(machine).merge(hooks).nest(DOMAIN, domain), &app)
         .layer(timeout)
+        .merge(stream)
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
@@ -70,10 +76,15 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app, close_while_draining))
 }
 
-/// The event streams, and the log that they come from.
+/// The event stream itself.
+fn stream() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(stream::follow_events)).headed("stream", "Follow events, and read them back")
+}
+
+/// What goes with it: tickets for it, and the log that it comes from.
 fn streams() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(stream::follow_events))
+        .routes(routes!(stream::make_ticket))
         .routes(routes!(history::read_event))
         .routes(routes!(history::read_room))
         .emits::<Open<'_>>("stream:open", "The first event of every stream. It has no `id` when `resume` is `reset`.")

@@ -37,7 +37,7 @@ pub(super) async fn health() -> Healthy {
 #[utoipa::path(get, path = "/readyz", security(), responses((status = 503)))]
 pub(super) async fn readiness(State(app): State<App>) -> Result<Ready> {
     if app.draining.is_cancelled() {
-        return Err(Error::unavailable("The server is shutting down."));
+        return Err(Error::draining());
     }
     if !app.db.is_reachable() {
         return Err(Error::unavailable("The database is out of reach."));

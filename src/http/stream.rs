@@ -1,15 +1,20 @@
 //! `GET /events`: who may listen to what, and from where. The stream itself is the hub's session.
 
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use axum::{
+    Json,
     body::Body,
     extract::State,
-    http::{
-        HeaderMap, HeaderName, HeaderValue,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
-    },
+    http::{HeaderMap, StatusCode, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use bytes::Bytes;
+use serde::{Deserialize, de::IgnoredAny};
 use utoipa::{
     IntoParams, IntoResponses,
     openapi::{ContentBuilder, ResponseBuilder},
@@ -17,17 +22,24 @@ use utoipa::{
 
 use super::{
     address::Address,
+    come_back::{EVENT_STREAM, NEVER_CHANGED, STREAM_HEADERS},
     openapi::{always, sent},
     security::Kind,
 };
 use crate::{
     app::App,
-    auth::Caller,
+    auth::{
+        Caller,
+        ticket::{Held, Listener, Made, Tickets},
+    },
     error::{Code, Error, Result},
     hub::{Opening, Refusal, Refused, Session, User},
     ids::{Room, TypeFilter},
     log::Position,
-    web::{Query, openapi::Responses},
+    web::{
+        Query,
+        openapi::{Responses, json},
+    },
 };
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -42,14 +54,48 @@ pub(super) struct Parameters {
     #[serde(default)]
     #[param(default = "", example = "project,membership:changed")]
     types: String,
+    /// A ticket from `POST /v1/stream-tickets`, for clients that cannot send the `Authorization` header, which goes before it.
+    /// Its caller is told in a stream of one `stream:closing` when to come back, where others get 408, 429 or a 5xx.
+    #[serde(default, rename = "ticket")]
+    #[param(value_type = Option<String>, nullable = false)]
+    _ticket: Option<IgnoredAny>,
     /// The same as the header, for clients that cannot send it.
     #[serde(default)]
     #[param(value_type = Position)]
     last_event_id: String,
 }
 
-/// A stream's head and body.
-pub(super) struct Stream(Session);
+/// A stream, and the ticket that is good for as long as it lasts.
+pub(super) struct Stream {
+    session: Session,
+    _ticket: Option<Held>,
+}
+
+/// Make a ticket for a browser's stream
+///
+/// An `EventSource` sends no headers: it says who listens with `?ticket=`. A ticket is good for `GET /events` only, by `expiresAt`; once
+/// used it is good for as long as a stream of its lasts and for `ticket-idle` after that, never past the token that it was
+/// made with.
+#[utoipa::path(post, path = "/v1/stream-tickets")]
+pub(super) async fn make_ticket(State(tickets): State<Tickets>, caller: Caller) -> Result<NewTicket> {
+    tickets.make(&caller).await.map(NewTicket)
+}
+
+/// A ticket, shown once.
+pub(super) struct NewTicket(Made);
+
+impl IntoResponse for NewTicket {
+    fn into_response(self) -> Response {
+        (StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], Json(self.0)).into_response()
+    }
+}
+
+impl IntoResponses for NewTicket {
+    fn responses() -> Responses {
+        let made = json::<Made>("It was made.").header("Cache-Control", always("no-store"));
+        [("201".to_owned(), made.build().into())].into()
+    }
+}
 
 /// Follow the events of some rooms
 ///
@@ -78,7 +124,7 @@ pub(super) struct Stream(Session);
 pub(super) async fn follow_events(
     State(app): State<App>,
     address: Address,
-    caller: Caller,
+    Listener { caller, ticket }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
 ) -> Result<Stream> {
@@ -99,25 +145,27 @@ pub(super) async fn follow_events(
         if error.code() == Code::TooManyStreams {
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
-    });
-    session.map(Stream)
+    })?;
+    Ok(Stream { session, _ticket: ticket })
 }
 
 impl IntoResponse for Stream {
     fn into_response(self) -> Response {
-        let headers = [
-            (CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM)),
-            (CACHE_CONTROL, HeaderValue::from_static(NEVER_CHANGED)),
-            // Tells nginx not to collect events into a buffer.
-            (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
-        ];
-        (headers, Body::new(self.0)).into_response()
+        (STREAM_HEADERS, Body::new(self)).into_response()
     }
 }
 
-const EVENT_STREAM: &str = "text/event-stream";
-const NEVER_CHANGED: &str = "no-cache, no-transform";
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+impl http_body::Body for Stream {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.session).poll_frame(cx)
+    }
+}
 
 /// The beginning of a stream.
 const EXAMPLE: &str = r#"retry: 2000

@@ -4,12 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    Hub,
-    frames::{Closing, ClosingReason},
-    mailbox::Mailbox,
-    session::RETRY_MS,
-};
+use super::{Closing, Hub, frames::ClosingReason, mailbox::Mailbox};
 
 /// How often the next streams are told.
 const STEP: Duration = Duration::from_millis(50);
@@ -29,29 +24,9 @@ impl Hub {
             if due >= Instant::now() + STEP {
                 sleep_until(due).await;
             }
-            mailbox.close(Closing { reason: ClosingReason::Draining, reconnect_ms: reconnect_ms(nth) });
+            mailbox.close(Closing::usual(ClosingReason::Draining, nth as u64));
         }
         drop(streams);
         self.streams.subscribe().wait_for(|streams| *streams == 0).await.expect("the hub owns the sender");
-    }
-}
-
-/// From half of the usual time to one and a half, spread evenly however many streams there are: the multiples of the
-/// golden ratio, less their whole parts, fall into the largest gap each.
-fn reconnect_ms(nth: usize) -> u64 {
-    let part = (nth as f64 * 0.618_033_988_749_895).fract();
-    RETRY_MS / 2 + (part * RETRY_MS as f64) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_come_back_spread_over_one_usual_time() {
-        let mut times: Vec<u64> = (0..1000).map(reconnect_ms).collect();
-        times.sort_unstable();
-        assert!(times[0] >= RETRY_MS / 2 && times[999] <= RETRY_MS * 3 / 2, "{} {}", times[0], times[999]);
-        assert!(times.windows(2).all(|pair| pair[1] - pair[0] <= RETRY_MS / 200), "no gap, no herd");
     }
 }

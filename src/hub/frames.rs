@@ -120,31 +120,31 @@ pub struct Expiring {
     pub(super) expires_at: OffsetDateTime,
 }
 
-/// How a stream is told to end: the data of `stream:closing`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = StreamClosingData)]
-pub struct Closing {
-    /// Why it ends.
-    pub(super) reason: ClosingReason,
-    /// When the client is to come back, in milliseconds.
-    #[serde(rename = "reconnectInMs")]
-    pub(super) reconnect_ms: u64,
-}
-
 /// Why the server ends a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ClosingReason {
+pub enum ClosingReason {
     /// The node is shutting down.
     Draining,
+    /// The node has as many streams as it can serve.
+    Overload,
+    /// A limit of the caller's, or of their address, is reached.
+    Limit,
+    /// Postgres is out of reach.
+    Unavailable,
     /// Its credentials have ended.
     Expired,
 }
 
 impl ClosingReason {
-    pub(super) fn as_str(self) -> &'static str {
+    /// The name in frames and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Draining => "draining",
+            Self::Overload => "overload",
+            Self::Limit => "limit",
+            Self::Unavailable => "unavailable",
             Self::Expired => "expired",
         }
     }

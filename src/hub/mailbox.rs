@@ -9,7 +9,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use super::{Live, frames::Closing};
+use super::{Closing, Live};
 use crate::ids::TypeFilter;
 
 /// Places of an empty queue that are kept for the next events: what a burst needed is not.

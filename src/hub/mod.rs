@@ -20,6 +20,7 @@
 //! the newest announcement, and every stream reads history up to there.
 
 mod chunk;
+mod closing;
 mod drain;
 mod frames;
 mod mailbox;
@@ -50,7 +51,8 @@ use tokio::{
 };
 
 pub use self::{
-    frames::{Closing, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
+    closing::Closing,
+    frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
     pump::{Pump, PumpSettings},
     session::{Opening, Session},
 };

@@ -20,8 +20,10 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Postgres not answering the pump's one small statement for this long is out of reach.
+/// Postgres not answering one of the pump's small statements for this long is out of reach.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same for a page of events, which may be large.
+const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Waits before connecting again: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -124,7 +126,7 @@ impl Pump {
             let asked = self.hub.asked.load(Ordering::SeqCst);
             let now = within(log::now(&mut conn, &self.last.base().beyond())).await?;
             self.advance(&mut conn, now, asked).await?;
-            self.mark(&mut conn).await?;
+            within(self.mark(&mut conn)).await?;
             let _ = timeout(self.settings.poll, bell.notified()).await;
         }
     }
@@ -163,7 +165,7 @@ impl Pump {
             .expect("the new position is another one and includes the last");
         let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
         // Announced only once its first events are here: a read that fails before that has never been.
-        let page = match reader.page(conn).await {
+        let page = match page(&mut reader, conn).await {
             Err(LogError::TooOld) => {
                 self.jump(&now, asked);
                 return Ok(());
@@ -178,7 +180,7 @@ impl Pump {
     async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let Some((to, after)) = self.last.rest() else { return Ok(()) };
         let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
-        let now = log::now(conn, &to.minus(&from)).await?;
+        let now = within(log::now(conn, &to.minus(&from))).await?;
         if now.epoch != epoch {
             return Ok(());
         }
@@ -196,7 +198,7 @@ impl Pump {
     /// Gives up a read whose beginning the log has let go.
     async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let asked = self.hub.asked.load(Ordering::SeqCst);
-        let now = log::now(conn, &[]).await?;
+        let now = within(log::now(conn, &[])).await?;
         if now.epoch == *self.last.epoch() {
             self.jump(&now, asked);
         }
@@ -215,7 +217,7 @@ impl Pump {
             self.make_room().await;
             let page = match next.take() {
                 Some(page) => page,
-                None => reader.page(conn).await?,
+                None => page(&mut reader, conn).await?,
             };
             if !page.events.is_empty() {
                 self.proof = page.events.iter().map(Proof::from).collect();
@@ -311,6 +313,12 @@ impl Pump {
     }
 }
 
-async fn within<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LogError::Broken("Postgres does not answer")))
+async fn page(reader: &mut Reader, conn: &mut PgConnection) -> Result<Page, LogError> {
+    timeout(PAGE_TIMEOUT, reader.page(conn)).await.unwrap_or(Err(SILENT))
 }
+
+async fn within<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(SILENT))
+}
+
+const SILENT: LogError = LogError::Broken("Postgres does not answer");

@@ -40,8 +40,8 @@ impl Full {
 impl From<Full> for Error {
     fn from(full: Full) -> Self {
         match full {
-            Full::Draining => Self::unavailable("The server is shutting down."),
-            Full::Overload => Self::unavailable("This server has as many streams as it can serve."),
+            Full::Draining => Self::draining(),
+            Full::Overload => Self::new(Code::Overloaded, "This server has as many streams as it can serve."),
             Full::Limit(most) => {
                 Self::new(Code::TooManyStreams, format!("You may have {most} streams open at once; end one first."))
                     .with_retry_after(LIMIT_RETRY)

@@ -18,9 +18,9 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    Hub, Tail,
+    Closing, Hub, Tail,
     chunk::Chunk,
-    frames::{Closing, ClosingReason, Expiring, Heartbeat, Open, Refused, Reset, ResetTo, Resume, User},
+    frames::{ClosingReason, Expiring, Heartbeat, Open, Refused, Reset, ResetTo, Resume, User},
     mailbox::Taken,
     past::{self, Chapter, Pages},
     seat::{Attached, Seat},
@@ -327,8 +327,7 @@ impl Session {
     }
 
     fn close(&mut self, closing: Closing) {
-        self.own.push(sse::retry(closing.reconnect_ms));
-        self.push_own("stream:closing", &closing);
+        self.own.push(closing.frame(Some(&self.at.to_string())));
         self.ended = Some(closing.reason);
         self.source = Source::Ended;
     }

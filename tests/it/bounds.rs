@@ -32,7 +32,7 @@ async fn one_stream_more_than_fits_is_told_to_come_back_until_another_leaves() {
         let response = ana.request(Method::GET, "/events").send().await.unwrap();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(response.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() > 0);
-        assert_eq!(response.json::<Value>().await.unwrap()["code"], "unavailable");
+        assert_eq!(response.json::<Value>().await.unwrap()["code"], "overloaded");
         assert_eq!(ana.stats().await["streams"]["refused"], json!({ "overload": refused }));
     }
     streams.pop();

@@ -177,7 +177,7 @@ async fn a_signal_under_load_loses_no_request_and_sends_the_streams_away_one_by_
             (&response.headers()["retry-after"], &response.headers()["connection"]),
             (&"1".parse().unwrap(), &"close".parse().unwrap())
         );
-        assert_eq!(response.json::<Value>().await.unwrap()["code"], "unavailable");
+        assert_eq!(response.json::<Value>().await.unwrap()["code"], "draining");
     }
     let alive = ana.request(Method::GET, "/healthz").send().await.unwrap();
     assert_eq!((alive.status(), &alive.headers()["connection"]), (StatusCode::OK, &"close".parse().unwrap()));

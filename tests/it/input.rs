@@ -110,19 +110,18 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Routes that take no body.
-const BODILESS: [&str; 2] = ["/v1/alerts/{id}/ack", "/v1/alerts/ack-all"];
+/// Routes that take no body, whatever their method.
+const BODILESS: [&str; 3] = ["/v1/alerts/{id}/ack", "/v1/alerts/ack-all", "/v1/stream-tickets"];
 
 #[tokio::test]
 async fn every_route_that_takes_a_body_gets_bad_ones() {
     let server = server(&database().await, &[]).await;
     let routes = routes(&Client::admin(&server)).await;
     server.stop().await;
-    let taking = actions().into_iter().filter(|(method, route)| {
-        ["POST", "PUT", "PATCH"].contains(&method.as_str()) && !BODILESS.contains(&route.as_str())
-    });
-    let is_tried =
-        |(method, route): &(String, String)| routes.iter().any(|(verb, path)| verb == method && is_of(path, route));
+    let taking = actions().into_iter().filter(|(method, _)| ["POST", "PUT", "PATCH"].contains(&method.as_str()));
+    let is_tried = |(method, route): &(String, String)| {
+        BODILESS.contains(&route.as_str()) || routes.iter().any(|(verb, path)| verb == method && is_of(path, route))
+    };
     assert_eq!(taking.filter(|action| !is_tried(action)).collect::<Vec<_>>(), []);
 }
 

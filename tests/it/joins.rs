@@ -367,12 +367,12 @@ async fn a_postgres_that_hangs_puts_joins_off_until_it_goes_on() {
 }
 
 /// A process and its children.
-fn family(parent: u32) -> Vec<u32> {
+pub fn family(parent: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
     children.split_whitespace().map(|child| child.parse().unwrap()).chain([parent]).collect()
 }
 
-fn signal(processes: &[u32], signal: Signal) {
+pub fn signal(processes: &[u32], signal: Signal) {
     for process in processes {
         kill(Pid::from_raw(process.cast_signed()), signal).unwrap();
     }

@@ -35,5 +35,6 @@ mod stall;
 mod start;
 mod stream;
 mod support;
+mod tickets;
 mod tidy;
 mod writers;

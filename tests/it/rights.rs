@@ -1,5 +1,7 @@
 //! Who may do what: what one may not read is not there, what one may read and not do is forbidden.
 
+use std::collections::BTreeSet;
+
 use crewcast::auth::{Claims, Role, Roles};
 use reqwest::{Method, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
@@ -133,6 +135,7 @@ fn table() -> Vec<Row> {
         ("GET", "/v1/me/preferences", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
         ("PUT", "/v1/me/preferences", json!({}), [200, 200, 200, 200, 200, 200, 403, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("POST", "/v1/stream-tickets", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
         ("GET", "/v1/events/{s}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{d}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
@@ -194,6 +197,11 @@ const OPEN: [&str; 12] = [
     "/readyz",
     "/stats",
 ];
+
+#[test]
+fn the_document_says_of_no_other_route_that_it_takes_no_token() {
+    assert_eq!(Document::made().open(), BTreeSet::from(OPEN.map(str::to_owned)));
+}
 
 #[test]
 fn the_table_has_every_route() {

@@ -236,6 +236,25 @@ async fn what_anybody_saw_survives_a_crash_of_postgres_whatever_the_publisher_se
     postgres.stop().await;
 }
 
+#[tokio::test]
+async fn a_position_that_cannot_be_noted_holds_up_no_event() {
+    let url = database().await;
+    let (mut lock, mut conn) = (connect(&url).await, connect(&url).await);
+    sql(&mut lock, "begin").await;
+    sql(&mut lock, "lock table crewcast.marks in access exclusive mode").await;
+    let server = server(&url, &["--poll=20ms"]).await;
+    let mut stream = Client::admin(&server).stream("", "").await;
+    stream.expect("stream:open").await;
+    for n in 1..=3 {
+        publish(&mut conn, "test:one", n).await;
+        let arrived = tokio::time::timeout(PATIENCE, expect_all(&mut stream, "test:one", [n]));
+        arrived.await.expect("it arrives");
+    }
+    sql(&mut lock, "rollback").await;
+    drop(stream);
+    server.stop().await;
+}
+
 /// Stops Postgres without a flush, and waits until it runs again by itself.
 async fn crash(postgres: &crewcast::db::embedded::Embedded) {
     let pid = postgres.postmaster().unwrap();

@@ -140,6 +140,11 @@ impl Client {
         Self { http: reqwest::Client::new(), base: format!("http://{}", server.address), token: token.to_owned() }
     }
 
+    /// Whoever sends no `Authorization` header, as a browser's `EventSource` does.
+    pub fn nobody(server: &Server) -> Self {
+        Self::new(server, "")
+    }
+
     /// Whoever the token says, of a server in a process of its own.
     pub fn at(address: &str, token: &str) -> Self {
         Self { http: reqwest::Client::new(), base: format!("http://{address}"), token: token.to_owned() }
@@ -147,7 +152,20 @@ impl Client {
 
     /// A request to build on.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
+    }
+
+    /// A new ticket for streams.
+    pub async fn ticket(&self) -> String {
+        loop {
+            let (status, made) = self.send(Method::POST, "/v1/stream-tickets", Value::Null).await;
+            // A Postgres that shares a busy machine may be out of reach for a moment.
+            if status != StatusCode::SERVICE_UNAVAILABLE {
+                assert_eq!(status, StatusCode::CREATED, "{made}");
+                return made["ticket"].as_str().unwrap().to_owned();
+            }
+        }
     }
 
     /// Sends JSON; the status and the answer, null when it is empty.
@@ -369,11 +387,16 @@ pub struct Process {
 impl Process {
     /// Starts one, with the settings given as on a command line.
     pub async fn start(url: &str, arguments: &[&str]) -> Self {
+        Self::start_logging(url, arguments, "error", std::process::Stdio::inherit()).await
+    }
+
+    /// Starts one that logs so much to there.
+    pub async fn start_logging(url: &str, arguments: &[&str], filter: &str, log: std::process::Stdio) -> Self {
         use tokio::io::AsyncBufReadExt as _;
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_crewcast"));
         command.args(["serve", "--listen=127.0.0.1:0", "--database-url", url, "--jwt-secret", SECRET]);
         command.args(UNLIMITED).args(arguments);
-        command.env("RUST_LOG", "error").stdout(std::process::Stdio::piped()).kill_on_drop(true);
+        command.env("RUST_LOG", filter).stdout(std::process::Stdio::piped()).stderr(log).kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut output = tokio::io::BufReader::new(child.stdout.take().unwrap()).lines();
         loop {

@@ -244,7 +244,7 @@ impl From<Make> for NewAlert {
 /// Raise an alert
 ///
 /// For managers, admins and services. Causes `alert:new`.
-#[utoipa::path(post, path = "/alerts", request_body = Make, responses((status = 403)))]
+#[utoipa::path(post, path = "/alerts", request_body = inline(Make), responses((status = 403)))]
 async fn raise_alert(_: Manages, Mutation { tx, body: make }: Mutation<Make>) -> Result<Answer<Posted<Alert>>> {
     raise_alone(tx, make).await
 }

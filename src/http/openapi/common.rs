@@ -47,11 +47,16 @@ const ANSWERS: [(&str, &str, &str); 12] = [
     (
         "429",
         "TooManyRequests",
-        "`rate_limited`: a limit is reached, the caller's `writes`, or their address's `connects` or `failures` (of \
+        "`rate_limited`: a limit is reached, the caller's `writes` or tickets, or their address's `connects` or `failures` (of \
          authentication). `too_many_streams`: the caller has `streams-per-user` open on this node.",
     ),
     ("500", "Internal", "`internal`: the server's log has the cause under the request's id."),
-    ("503", "Unavailable", "`unavailable`: Postgres is out of reach, or the server is shutting down. Ask again later."),
+    (
+        "503",
+        "Unavailable",
+        "`unavailable`: Postgres is out of reach. `draining`: the server is shutting down. `overloaded`: it has as many streams \
+         as it can serve. Ask again later.",
+    ),
 ];
 
 /// Parameters that are the same wherever they are, and what they are called among the components.

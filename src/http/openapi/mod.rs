@@ -13,7 +13,7 @@ use utoipa::openapi::{
 };
 
 pub(super) use self::frames::sent;
-use super::{DOMAIN, operations, pages, streams};
+use super::{DOMAIN, operations, pages, stream, streams};
 use crate::domain;
 
 const SUMMARY: &str = "Server-Sent Events for construction operations, resumed exactly";
@@ -51,6 +51,7 @@ pub fn document() -> OpenApi {
     // Nested on its own first: nesting would replace the paths that both have.
     let domain = OpenApi::default().nest(DOMAIN, domain::router().into_openapi());
     let mut document = document
+        .merge_from(stream().into_openapi())
         .merge_from(streams().into_openapi())
         .merge_from(domain)
         .merge_from(domain::hooks().into_openapi())

@@ -3,10 +3,7 @@
 use std::task::Context;
 
 use super::{
-    super::{
-        frames::{Closing, ClosingReason},
-        mailbox::Taken,
-    },
+    super::{Closing, frames::ClosingReason, mailbox::Taken},
     *,
 };
 use crate::{ids::TypeFilter, log::position::tests::epoch};

@@ -1,0 +1,182 @@
+//! A desk: what many ask at once is answered by one statement.
+//!
+//! When a node restarts, ten thousand clients come back at once, and a statement for each would keep Postgres busy for
+//! longer than anybody waits. One task takes whoever waits and asks for all of them together; while that runs the next
+//! ones collect.
+//!
+//! A statement begins after the last question that it answers has arrived, so that no answer is older than its question.
+//! Too many who wait are `overloaded`, and a Postgres that does not answer is `unavailable`: an answer is never guessed.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{interval, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::Db;
+use crate::error::{Code, Error, Result};
+
+/// How often a statement under way looks whether Postgres is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What bounds a desk.
+#[derive(Debug, Clone, Copy)]
+pub struct DeskSettings {
+    /// Questions that may wait; one more is refused.
+    pub waiting_max: usize,
+    /// Questions that one statement answers, at most.
+    pub batch_max: usize,
+    /// After this long nobody waits for a statement any more.
+    pub statement_timeout: Duration,
+}
+
+/// Who knows the statement.
+pub trait Clerk: Send + 'static {
+    /// What is asked.
+    type Question: Send + Sync + 'static;
+    /// What is answered.
+    type Answer: Send + 'static;
+
+    /// Answers all of these in their order, by one statement.
+    fn answer(
+        &mut self,
+        conn: &mut PgConnection,
+        questions: &[Self::Question],
+    ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
+}
+
+/// Where to ask. Cheap to clone.
+#[derive(Debug)]
+pub struct Desk<Q, A> {
+    waiting: mpsc::Sender<Waiting<Q, A>>,
+}
+
+impl<Q, A> Clone for Desk<Q, A> {
+    fn clone(&self) -> Self {
+        Self { waiting: self.waiting.clone() }
+    }
+}
+
+impl<Q: Send + Sync + 'static, A: Send + 'static> Desk<Q, A> {
+    /// Starts the task that answers, until `stop`.
+    pub fn open(
+        db: Db,
+        settings: DeskSettings,
+        clerk: impl Clerk<Question = Q, Answer = A>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let (waiting, queue) = mpsc::channel(settings.waiting_max);
+        tasks.spawn(Service { db, settings, clerk, queue, stop }.run());
+        Self { waiting }
+    }
+
+    /// How many wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.waiting.max_capacity() - self.waiting.capacity()
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// `overloaded` when too many wait, `unavailable` when Postgres does not answer.
+    pub async fn ask(&self, question: Q) -> Result<A> {
+        let (answer, answered) = oneshot::channel();
+        self.waiting.try_send(Waiting { question, answer }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => Error::new(Code::Overloaded, "Too many wait at the moment."),
+            mpsc::error::TrySendError::Closed(_) => Error::draining(),
+        })?;
+        answered.await.unwrap_or_else(|_| Err(Error::draining()))
+    }
+}
+
+/// Somebody who waits.
+#[derive(Debug)]
+struct Waiting<Q, A> {
+    question: Q,
+    answer: oneshot::Sender<Result<A>>,
+}
+
+/// The task's state.
+struct Service<C: Clerk> {
+    db: Db,
+    settings: DeskSettings,
+    clerk: C,
+    queue: mpsc::Receiver<Waiting<C::Question, C::Answer>>,
+    stop: CancellationToken,
+}
+
+impl<C: Clerk> Service<C> {
+    /// Answers until `stop`; who still waits then is told so by the answer's dropped sender.
+    async fn run(mut self) {
+        let stop = self.stop.clone();
+        while let Some(first) = stop.run_until_cancelled(self.queue.recv()).await.flatten() {
+            // The connection comes first: whoever arrives while it is waited for is answered with the others.
+            let conn = self.db.acquire().await;
+            let batch = self.batch(first).into_iter().map(|Waiting { question, answer }| (question, answer));
+            let (questions, answers): (Vec<_>, Vec<_>) = batch.unzip();
+            if questions.is_empty() {
+                continue;
+            }
+            let read = match conn {
+                Ok(mut conn) => {
+                    let read = self.read(&mut conn, &questions).await;
+                    if read.is_err() {
+                        // It may be in the middle of an answer that never comes.
+                        conn.close_on_drop();
+                    }
+                    read
+                }
+                Err(error) => Err(error),
+            };
+            hand_out(answers, read);
+        }
+    }
+
+    /// The first who waits and those behind them, without whoever went away meanwhile.
+    fn batch(&mut self, first: Waiting<C::Question, C::Answer>) -> Vec<Waiting<C::Question, C::Answer>> {
+        let mut batch = Vec::new();
+        let mut next = Some(first);
+        while let Some(waiting) = next {
+            if !waiting.answer.is_closed() {
+                batch.push(waiting);
+            }
+            next = if batch.len() < self.settings.batch_max { self.queue.try_recv().ok() } else { None };
+        }
+        batch
+    }
+
+    /// Reads for the whole batch, or gives up when Postgres is out of reach or nobody waits any more.
+    async fn read(&mut self, conn: &mut PgConnection, questions: &[C::Question]) -> Result<Vec<C::Answer>> {
+        let answer = timeout(self.settings.statement_timeout, self.clerk.answer(conn, questions));
+        tokio::select! {
+            answers = answer => answers.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer."))),
+            () = lost(&self.db) => Err(Error::unavailable("The database is out of reach.")),
+            () = self.stop.cancelled() => Err(Error::draining()),
+        }
+    }
+}
+
+/// Ends when Postgres is out of reach: a connection that went silent would say so only after minutes.
+async fn lost(db: &Db) {
+    let mut look = interval(LOOK_EVERY);
+    while db.is_reachable() {
+        look.tick().await;
+    }
+}
+
+/// Gives each its part of what was read, or the same error to all.
+fn hand_out<A>(waiting: Vec<oneshot::Sender<Result<A>>>, read: Result<Vec<A>>) {
+    let mut read = read.map(Vec::into_iter).map_err(Arc::new);
+    for answer in waiting {
+        let part = match &mut read {
+            Ok(answers) => answers.next().ok_or_else(|| Error::internal("a question got no answer")),
+            Err(error) => Err(Error::new(error.code(), error.problem().detail.clone()).with_cause(error.clone())),
+        };
+        // Whoever went away meanwhile needs none.
+        let _ = answer.send(part);
+    }
+}
