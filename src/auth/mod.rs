@@ -7,7 +7,8 @@
 //! |---|---|---|---|---|
 //! | [`Caller`]: read what one may read | yes | yes | yes | yes |
 //! | [`Person`]: comment, presence, own preferences and alerts | yes | yes | yes | no |
-//! | [`Manages`]: projects, people, capacity, rules | no | yes | yes | yes |
+//! | [`Manages`]: projects, people, capacity, raising alerts | no | yes | yes | yes |
+//! | [`Treasurer`]: accounts and their rules, of which others know nothing | no | yes | yes | yes |
 //! | [`Publisher`]: hooks and custom events | no | no | yes | yes |
 //! | [`Admin`]: other people's streams, drain | no | no | yes | no |
 //!
@@ -264,7 +265,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
 }
 
 macro_rules! right {
-    ($(#[$doc:meta])* $name:ident: $holds:expr, else $refusal:literal) => {
+    ($(#[$doc:meta])* $name:ident: $holds:expr, else $refusal:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $name(pub Caller);
@@ -274,7 +275,7 @@ macro_rules! right {
 
             fn try_from(caller: Caller) -> Result<Self> {
                 let holds: fn(&Caller) -> bool = $holds;
-                if holds(&caller) { Ok(Self(caller)) } else { Err(Error::forbidden($refusal)) }
+                if holds(&caller) { Ok(Self(caller)) } else { Err($refusal) }
             }
         }
 
@@ -294,22 +295,27 @@ macro_rules! right {
 
 right!(
     /// The right to manage projects, people and capacity: managers, admins and services.
-    Manages: Caller::manages, else "Only managers, admins and services may do this."
+    Manages: Caller::manages, else Error::forbidden("Only managers, admins and services may do this.")
+);
+
+right!(
+    /// The right to accounts and their rules: managers, admins and services. For everybody else there are none.
+    Treasurer: Caller::manages, else Error::not_found()
 );
 
 right!(
     /// The right to end other people's streams and to drain the server: admins.
-    Admin: |caller| caller.roles.has(Role::Admin), else "Only admins may do this."
+    Admin: |caller| caller.roles.has(Role::Admin), else Error::forbidden("Only admins may do this.")
 );
 
 right!(
     /// The right to publish custom events and to call hooks: admins and services.
-    Publisher: Caller::reads_all, else "Only admins and services may do this."
+    Publisher: Caller::reads_all, else Error::forbidden("Only admins and services may do this.")
 );
 
 right!(
     /// The right to act as a person (comments, presence, preferences, acknowledging): not services.
-    Person: Caller::is_person, else "Only people may do this, not services."
+    Person: Caller::is_person, else Error::forbidden("Only people may do this, not services.")
 );
 
 #[cfg(test)]

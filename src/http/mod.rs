@@ -56,11 +56,12 @@ pub fn router(app: App) -> Router {
     let stream = Router::from(stream()).with_state(app.clone());
     let machine = Router::from(streams().merge(operations()).merge(pages())).with_state(app.clone());
     let domain = Router::from(domain::router()).with_state(app.domain());
+    let hooks = Router::from(domain::hooks()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
     // Around limits and the timeout, whose answers an `EventSource` must not get.
     let stream =
         counted(stream, &app).layer(timeout).layer(from_fn_with_state(app.metrics.clone(), come_back::come_back));
-    counted(Router::new().merge(machine).nest(DOMAIN, domain), &app)
+    counted(Router::new().merge(machine).merge(hooks).nest(DOMAIN, domain), &app)
         .layer(timeout)
         .merge(stream)
         .layer(DefaultBodyLimit::max(body_bytes_max))
@@ -119,6 +120,7 @@ fn pages() -> OpenApiRouter<App> {
         .routes(routes!(docs::overview))
         .routes(routes!(docs::reference))
         .routes(routes!(docs::stream_guide))
+        .routes(routes!(docs::hook_guide))
         .routes(routes!(docs::updates_guide))
         .routes(routes!(docs::problem_list))
         .routes(routes!(docs::problem_page))

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::{
-    Entity, List, etag,
+    Entity, List, Plain, etag,
     openapi::{Responses, header, json},
 };
 use crate::{db::Read, log::Position};
@@ -45,6 +45,13 @@ impl<T: ToSchema> IntoResponses for Seen<List<T>> {
     fn responses() -> Responses {
         let page = json::<List<T>>("A page.").header_ref("Crewcast-Cursor", header("Cursor"));
         [("200".to_owned(), page.into())].into()
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Seen<Plain<T>> {
+    fn responses() -> Responses {
+        let seen = json::<T>("As it is now.").header_ref("Crewcast-Cursor", header("Cursor"));
+        [("200".to_owned(), seen.into())].into()
     }
 }
 

@@ -79,7 +79,8 @@ pub struct Posted<T>(PhantomData<T>);
 pub struct Nothing;
 
 /// 200: something that is no entity.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
 pub struct Plain<T>(pub T);
 
 impl<E: Entity> Answer<Made<E>> {

@@ -21,7 +21,7 @@ pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
 pub use entity::{Answer, Current, Entity, FieldVersions, Made, Nothing, Plain, Posted, Set};
 pub use etag::{IfMatch, etag};
-pub use mutation::{IdempotencyTtl, Mutation, Tx};
+pub use mutation::{IDEMPOTENCY_KEY, IdempotencyTtl, Mutation, NotBegun, Repeatable, Tx};
 pub use openapi::{Describe, fields_of};
 pub use page::{List, Page};
 pub use patch::{Changed, Patch, present};

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
+mod alerts;
 mod bounds;
 mod buffers;
 mod capacity;
@@ -13,6 +14,7 @@ mod drain;
 mod embedded;
 mod events;
 mod first;
+mod hooks;
 mod input;
 mod joins;
 mod jwks;

@@ -268,6 +268,10 @@ async fn cause_everything(ana: &Client, project: &str) {
     send(Method::PUT, format!("/v1/employees/{employee}/capacity"), json!({ "weeklyHours": 0 })).await;
     let preferences = json!({ "alerts": [{ "toast": true, "sound": false, "desktop": false, "badge": true }] });
     send(Method::PUT, "/v1/me/preferences".to_owned(), preferences).await;
+    let body =
+        json!({ "kind": "x", "severity": "info", "title": "x", "body": "", "audience": ["company"], "value": 0.5 });
+    let alert = ana.make("/v1/alerts", body).await;
+    send(Method::POST, format!("/v1/alerts/{alert}/ack"), Value::Null).await;
     send(Method::POST, "/v1/rooms/company/events".to_owned(), json!({ "type": "erp:synced", "data": { "n": 1 } }))
         .await;
     send(Method::PATCH, format!("/v1/projects/{project}"), json!({ "endsOn": "2026-12-04", "notes": "x" })).await;

@@ -30,6 +30,7 @@ use crate::{
 
 const OVERVIEW: &str = "/docs";
 const STREAM: &str = "/docs/stream";
+const HOOKS: &str = "/docs/hooks";
 const UPDATES: &str = "/docs/optimistic-updates";
 const OPENAPI: &str = "/openapi.yaml";
 
@@ -52,6 +53,12 @@ pub(super) async fn reference(headers: HeaderMap) -> Result<Html> {
 #[utoipa::path(get, path = "/docs/stream", security())]
 pub(super) async fn stream_guide(headers: HeaderMap) -> Result<Html> {
     Ok(Html(page(STREAM)?.answer(&headers)))
+}
+
+/// How other backends raise alerts
+#[utoipa::path(get, path = "/docs/hooks", security())]
+pub(super) async fn hook_guide(headers: HeaderMap) -> Result<Html> {
+    Ok(Html(page(HOOKS)?.answer(&headers)))
 }
 
 /// Changes that are shown before they are confirmed: what a client may rely on
@@ -101,6 +108,7 @@ fn pages(document: &Value) -> BTreeMap<String, Page> {
     views.push(api::view(Document(document)));
     views.push(text(OVERVIEW, include_str!("../../../docs/overview.md")));
     views.push(text(STREAM, include_str!("../../../docs/stream.md")));
+    views.push(text(HOOKS, include_str!("../../../docs/hooks.md")));
     views.push(text(UPDATES, include_str!("../../../docs/optimistic-updates.md")));
     let mut pages: BTreeMap<_, _> = views.iter().map(|view| (view.path.clone(), view.page())).collect();
     pages.insert(OPENAPI.to_owned(), Page::new(page::YAML, openapi::yaml()));

@@ -30,7 +30,7 @@ What holds for every route:
   with `GET` also takes `HEAD`.
 - Anything shaped like a JWT in a query string is 400 `token_in_query`, before anything else.
 - Other unknown query parameters are ignored.
-- Writes under `/v1` are limited by caller, attempts to open streams and failed authentications by address, on each node by
+- Writes under `/v1` and `/hooks` are limited by caller, attempts to open streams and failed authentications by address, on each node by
   itself. Every answer to a write of somebody who is known has `RateLimit` and `RateLimit-Policy`.
 ";
 
@@ -54,6 +54,7 @@ pub fn document() -> OpenApi {
         .merge_from(stream().into_openapi())
         .merge_from(streams().into_openapi())
         .merge_from(domain)
+        .merge_from(domain::hooks().into_openapi())
         .merge_from(operations().into_openapi())
         .merge_from(pages().into_openapi());
     common::complete(&mut document);
@@ -99,6 +100,7 @@ mod tests {
             stream().into_openapi(),
             streams().into_openapi(),
             domain::router().into_openapi(),
+            domain::hooks().into_openapi(),
             operations().into_openapi(),
             pages().into_openapi(),
         ];
