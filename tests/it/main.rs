@@ -4,6 +4,7 @@
 
 mod alerts;
 mod bounds;
+mod browser;
 mod buffers;
 mod capacity;
 mod cli;

@@ -35,7 +35,7 @@ async fn postgres() -> &'static PgConnectOptions {
     static POSTGRES: OnceCell<(Embedded, PgConnectOptions)> = OnceCell::const_new();
     let start = || async {
         remove_leftovers();
-        let postgres = private_postgres(PathBuf::from(format!("{FOLDERS}{}", std::process::id())), false).await;
+        let postgres = private_postgres(own_folder(), false).await;
         let options = postgres.connect_options();
         // Migrated once; each test's database is a copy.
         crewcast::app::migrate(&options).await.unwrap();
@@ -48,6 +48,11 @@ async fn postgres() -> &'static PgConnectOptions {
 pub async fn private_postgres(data_dir: PathBuf, durable: bool) -> Embedded {
     let options = Options { data_dir, bin_dir: None, fetch: true, durable, address: "a test".to_owned() };
     Embedded::start(options, |_| {}).await.unwrap()
+}
+
+/// The folder of this test run.
+pub fn own_folder() -> PathBuf {
+    PathBuf::from(format!("{FOLDERS}{}", std::process::id()))
 }
 
 /// Folders of test runs whose process is gone.
@@ -387,14 +392,23 @@ pub struct Process {
 impl Process {
     /// Starts one, with the settings given as on a command line.
     pub async fn start(url: &str, arguments: &[&str]) -> Self {
-        Self::start_logging(url, arguments, "error", std::process::Stdio::inherit()).await
+        Self::start_at("127.0.0.1:0", url, arguments).await
+    }
+
+    /// Starts one that listens there.
+    pub async fn start_at(address: &str, url: &str, arguments: &[&str]) -> Self {
+        Self::launch(address, url, arguments, "error", std::process::Stdio::inherit()).await
     }
 
     /// Starts one that logs so much to there.
     pub async fn start_logging(url: &str, arguments: &[&str], filter: &str, log: std::process::Stdio) -> Self {
+        Self::launch("127.0.0.1:0", url, arguments, filter, log).await
+    }
+
+    async fn launch(address: &str, url: &str, arguments: &[&str], filter: &str, log: std::process::Stdio) -> Self {
         use tokio::io::AsyncBufReadExt as _;
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_crewcast"));
-        command.args(["serve", "--listen=127.0.0.1:0", "--database-url", url, "--jwt-secret", SECRET]);
+        command.args(["serve", "--listen", address, "--database-url", url, "--jwt-secret", SECRET]);
         command.args(UNLIMITED).args(arguments);
         command.env("RUST_LOG", filter).stdout(std::process::Stdio::piped()).stderr(log).kill_on_drop(true);
         let mut child = command.spawn().unwrap();

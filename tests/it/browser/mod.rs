@@ -1,0 +1,13 @@
+//! Real clients, through everything that cuts a stream: Chromium with its own `EventSource`, and `curl`.
+//!
+//! Numbers are published all the while. A client is left alone: it comes back by itself, and at the end it has seen each
+//! number once and in order.
+
+mod cable;
+mod chromium;
+mod curl;
+mod faults;
+mod numbers;
+mod page;
+mod resume;
+mod site;
