@@ -19,13 +19,14 @@ use crate::{
         jwks::Fetcher,
         ticket::{self, TicketSettings, Tickets},
     },
-    config::{Config, Keys},
+    config::{Config, Keys, Secret},
     db::{
-        self, Db,
+        self, Db, Sweep,
         embedded::{self, Embedded},
     },
     domain::{
-        Domain,
+        Domain, Retention,
+        alerts::{AlertRetention, hooks::Signatures},
         people::People,
         rights::{JoinSettings, Joins},
     },
@@ -60,6 +61,8 @@ pub struct App {
     pub people: People,
     /// Who is calling.
     pub verifier: Arc<Verifier>,
+    /// What other backends sign with.
+    pub signatures: Arc<Signatures>,
     /// Who is calling from a browser's stream.
     pub tickets: Tickets,
     /// Who has done how much of late.
@@ -76,7 +79,14 @@ impl App {
     /// What the domain's handlers can reach.
     pub fn domain(&self) -> Domain {
         let idempotency_ttl = IdempotencyTtl(self.config.limits.idempotency_ttl);
-        Domain { db: self.db.clone(), verifier: self.verifier.clone(), idempotency_ttl }
+        Domain {
+            db: self.db.clone(),
+            verifier: self.verifier.clone(),
+            people: self.people.clone(),
+            idempotency_ttl,
+            retention: Retention(self.config.limits.retention),
+            signatures: self.signatures.clone(),
+        }
     }
 }
 
@@ -106,6 +116,7 @@ impl Server {
         let socket = bind(config.listen)?;
         let files = Files::open(config.database.database_connections, config.limits.streams_max)?;
         let (verifier, fetcher) = verifier(&config, &say)?;
+        let signatures = Arc::new(signatures(&config.keys)?);
         let (postgres, options) = postgres(&config, say).await?;
         migrate(&options).await?;
         let metrics = Arc::new(Metrics::default());
@@ -118,15 +129,27 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
-        let sweeps = vec![IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()];
-        tasks.spawn(db::keep_sweeping(db.clone(), sweeps, stop.clone()));
+        tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
-        let app = App { config, db, hub, joins, people, verifier, tickets, limiters, security, metrics, draining };
+        let app = App {
+            config,
+            db,
+            hub,
+            joins,
+            people,
+            verifier,
+            signatures,
+            tickets,
+            limiters,
+            security,
+            metrics,
+            draining,
+        };
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -178,6 +201,11 @@ fn verifier(config: &Config, say: &impl Fn(&str)) -> anyhow::Result<(Verifier, O
         make_secret(&keys.data_dir, say)?;
     }
     Ok((configured_verifier(keys)?, None))
+}
+
+/// What webhooks are checked with; none configured is none.
+fn signatures(keys: &Keys) -> anyhow::Result<Signatures> {
+    Signatures::new(keys.webhook_secret.iter().map(Secret::reveal)).context("CREWCAST_WEBHOOK_SECRET")
 }
 
 fn checks(keys: &Keys) -> Checks {
@@ -310,6 +338,11 @@ fn pump_settings(config: &Config) -> PumpSettings {
         event_bytes_max: limits.event_bytes_max,
         failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
     }
+}
+
+fn sweeps(config: &Config) -> Vec<Sweep> {
+    let alerts = AlertRetention(config.limits.alert_retention).sweeps();
+    [IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()].into_iter().chain(alerts).collect()
 }
 
 fn join_settings(config: &Config) -> JoinSettings {

@@ -60,6 +60,10 @@ pub struct Keys {
     /// Never set by people: tests wait less.
     #[arg(skip)]
     pub jwks_timing: jwks::Timing,
+    /// Secrets that other backends sign their webhooks with, each whsec_ and base64; several while one takes the other's
+    /// place
+    #[arg(long, env = "CREWCAST_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET", value_delimiter = ',')]
+    pub webhook_secret: Vec<Secret>,
     /// Audience that tokens must name
     #[arg(long, env = "CREWCAST_JWT_AUDIENCE")]
     pub jwt_audience: Option<String>,
@@ -123,6 +127,9 @@ pub struct Limits {
     /// How long the answer to a change is kept for a repeat with the same Idempotency-Key
     #[arg(long, env = "CREWCAST_IDEMPOTENCY_TTL", default_value = "24h", value_parser = duration)]
     pub idempotency_ttl: Duration,
+    /// How long alerts are kept, and with them what inboxes can hold
+    #[arg(long, env = "CREWCAST_ALERT_RETENTION", default_value = "90d", value_parser = duration)]
+    pub alert_retention: Duration,
     /// Largest body of a request
     #[arg(long, env = "CREWCAST_BODY_BYTES_MAX", default_value = "256KiB", value_parser = size)]
     pub body_bytes_max: u64,

@@ -16,6 +16,8 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use utoipa::openapi::{ObjectBuilder, RefOr, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::log::LogError;
 
@@ -92,6 +94,9 @@ codes! {
 }
 
 impl Code {
+    /// Codes for routes to come: no route answers them yet.
+    pub const KEPT: &[Self] = &[Self::OriginNotAllowed, Self::Conflict];
+
     /// When a client may ask again, unless the error says otherwise; none where asking again is no use.
     #[must_use]
     pub const fn retry_after(self) -> Option<Duration> {
@@ -158,8 +163,22 @@ impl<'de> Deserialize<'de> for Code {
     }
 }
 
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        let kept: Vec<String> = Self::KEPT.iter().map(|code| format!("`{code}`")).collect();
+        let description = format!(
+            "Stable. These are all that the server knows; no route answers {} yet: they are kept for routes to come.",
+            kept.join(", ")
+        );
+        let code = ObjectBuilder::new().schema_type(Type::String).description(Some(description));
+        code.enum_values(Some(Self::ALL.iter().map(|code| code.as_str()))).into()
+    }
+}
+
+impl ToSchema for Code {}
+
 /// What is wrong with one part of a body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FieldError {
     /// Where in the body: a JSON pointer (RFC 6901), empty for the whole.
     pub pointer: String,
@@ -300,6 +319,13 @@ impl Error {
     pub fn with_retry_after(self, after: Duration) -> Self {
         let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
         self.with_header(RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    /// The same for somebody else who asks; the cause stays with the first.
+    pub(crate) fn again(&self) -> Self {
+        let Inner { problem, headers, credentials, .. } = &*self.0;
+        let (problem, headers) = (problem.clone(), headers.clone());
+        Self(Box::new(Inner { problem, headers, credentials: *credentials, cause: None }))
     }
 
     /// Adds what our log should know and the client should not.

@@ -7,7 +7,8 @@
 //! |---|---|---|---|---|
 //! | [`Caller`]: read what one may read | yes | yes | yes | yes |
 //! | [`Person`]: comment, presence, own preferences and alerts | yes | yes | yes | no |
-//! | [`Manages`]: projects, people, capacity, rules | no | yes | yes | yes |
+//! | [`Manages`]: projects, people, capacity, raising alerts | no | yes | yes | yes |
+//! | [`Treasurer`]: accounts and their rules, of which others know nothing | no | yes | yes | yes |
 //! | [`Publisher`]: hooks and custom events | no | no | yes | yes |
 //! | [`Admin`]: other people's streams, drain | no | no | yes | no |
 //!
@@ -28,6 +29,7 @@ use serde::de::Deserializer;
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 use crate::error::{Credentials, Error, Result};
 use crate::ids::{Room, Slug, Sub, TopicName};
@@ -35,7 +37,8 @@ use crate::ids::{Room, Slug, Sub, TopicName};
 pub use token::{Checks, Claims, InvalidKey, SECRET_BYTES_MIN, Verifier, generate_secret};
 
 /// What a caller is in the company.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ToSchema)]
+#[schema(rename_all = "snake_case")]
 pub enum Role {
     /// Works here.
     Member,
@@ -206,17 +209,32 @@ where
     /// Who an earlier step found out, else who the `Authorization` header names.
     ///
     /// A step that knows other credentials leaves a `Caller` in the request's extensions; the
-    /// rights below then hold for them alike. What is found here is left there too.
+    /// rights below then hold for them alike. What is found here is left there too, also a refusal:
+    /// a key that nobody has is asked for once.
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         if let Some(known) = parts.extensions.get::<Self>() {
             return Ok(known.clone());
         }
-        let token = bearer(&parts.headers)?;
-        let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
-        let caller = Arc::<Verifier>::from_ref(state).verify(token).await?;
-        parts.extensions.insert(caller.clone());
-        Ok(caller)
+        if let Some(Refused(error)) = parts.extensions.get() {
+            return Err(error.again());
+        }
+        let judged = judge(&parts.headers, &Arc::<Verifier>::from_ref(state)).await;
+        match &judged {
+            Ok(caller) => drop(parts.extensions.insert(caller.clone())),
+            Err(error) => drop(parts.extensions.insert(Refused(Arc::new(error.again())))),
+        }
+        judged
     }
+}
+
+/// Credentials that were judged, and why they are no good.
+#[derive(Clone)]
+struct Refused(Arc<Error>);
+
+async fn judge(headers: &HeaderMap, verifier: &Verifier) -> Result<Caller> {
+    let token = bearer(headers)?;
+    let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
+    verifier.verify(token).await
 }
 
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
@@ -247,7 +265,7 @@ pub fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
 }
 
 macro_rules! right {
-    ($(#[$doc:meta])* $name:ident: $holds:expr, else $refusal:literal) => {
+    ($(#[$doc:meta])* $name:ident: $holds:expr, else $refusal:expr) => {
         $(#[$doc])*
         #[derive(Clone, Debug)]
         pub struct $name(pub Caller);
@@ -257,7 +275,7 @@ macro_rules! right {
 
             fn try_from(caller: Caller) -> Result<Self> {
                 let holds: fn(&Caller) -> bool = $holds;
-                if holds(&caller) { Ok(Self(caller)) } else { Err(Error::forbidden($refusal)) }
+                if holds(&caller) { Ok(Self(caller)) } else { Err($refusal) }
             }
         }
 
@@ -277,22 +295,27 @@ macro_rules! right {
 
 right!(
     /// The right to manage projects, people and capacity: managers, admins and services.
-    Manages: Caller::manages, else "Only managers, admins and services may do this."
+    Manages: Caller::manages, else Error::forbidden("Only managers, admins and services may do this.")
+);
+
+right!(
+    /// The right to accounts and their rules: managers, admins and services. For everybody else there are none.
+    Treasurer: Caller::manages, else Error::not_found()
 );
 
 right!(
     /// The right to end other people's streams and to drain the server: admins.
-    Admin: |caller| caller.roles.has(Role::Admin), else "Only admins may do this."
+    Admin: |caller| caller.roles.has(Role::Admin), else Error::forbidden("Only admins may do this.")
 );
 
 right!(
     /// The right to publish custom events and to call hooks: admins and services.
-    Publisher: Caller::reads_all, else "Only admins and services may do this."
+    Publisher: Caller::reads_all, else Error::forbidden("Only admins and services may do this.")
 );
 
 right!(
     /// The right to act as a person (comments, presence, preferences, acknowledging): not services.
-    Person: Caller::is_person, else "Only people may do this, not services."
+    Person: Caller::is_person, else Error::forbidden("Only people may do this, not services.")
 );
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 mod epoch;
 mod migrate;
+mod openapi;
 mod serve;
 mod tail;
 mod token;
@@ -33,6 +34,8 @@ enum Command {
     Token(token::Arguments),
     /// Follow events in this terminal
     Tail(tail::Arguments),
+    /// Print the API's document (OpenAPI 3.1)
+    Openapi,
     /// Bring the database's schema up to date
     Migrate(migrate::Arguments),
     /// Show the log's epoch, or begin a new one after a restore
@@ -61,6 +64,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(config) => serve::run(*config).await,
         Command::Token(arguments) => token::run(arguments),
         Command::Tail(arguments) => tail::run(arguments).await,
+        Command::Openapi => {
+            openapi::run();
+            Ok(())
+        }
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Epoch(arguments) => epoch::run(arguments).await,
     }

@@ -3,14 +3,10 @@
 //! A division's slug is its id and never changes. Divisions have no events of their own: they are the rooms that the
 //! events of projects and capacity go to.
 
-use axum::{
-    Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::{get, put},
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Domain;
 use crate::{
@@ -18,20 +14,26 @@ use crate::{
     db::Db,
     error::Result,
     ids::{Slug, Text},
-    web::{Answer, Entity, Mutation, Page, PathArg, Query, Seen},
+    web::{Answer, Describe as _, Entity, List, Mutation, Page, PathArg, Query, Seen, Set},
 };
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/divisions", get(list)).route("/divisions/{slug}", put(set))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_divisions))
+        .routes(routes!(set_division))
+        .headed("divisions", "Everybody reads them, managers name them")
 }
 
 /// A division as it is answered.
-#[derive(Debug, Serialize, sqlx::FromRow)]
+#[derive(Debug, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Division {
+    #[schema(value_type = Slug)]
     slug: String,
+    #[schema(value_type = Name)]
     name: String,
+    #[schema(minimum = 1)]
     version: i64,
 }
 
@@ -43,13 +45,19 @@ impl Entity for Division {
     }
 }
 
-#[derive(Debug, Deserialize)]
+type Name = Text<1, 200>;
+
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Set {
-    name: Text<1, 200>,
+struct SetDivision {
+    name: Name,
 }
 
-async fn list(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Result<Response> {
+/// List the divisions
+///
+/// By slug.
+#[utoipa::path(get, path = "/divisions", params(Page))]
+async fn list_divisions(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Result<Seen<List<Division>>> {
     let mut read = db.read().await?;
     let divisions: Vec<Division> =
         sqlx::query_as("select slug, name, version from crewcast.divisions where slug > $1 order by slug limit $2")
@@ -57,14 +65,24 @@ async fn list(State(db): State<Db>, _: Caller, Query(page): Query<Page>) -> Resu
             .bind(page.rows())
             .fetch_all(&mut *read)
             .await?;
-    Ok(Seen::at(&read, page.list(divisions, |division| division.slug.clone())).into_response())
+    Ok(Seen::at(&read, page.list(divisions, |division| division.slug.clone())))
 }
 
-async fn set(
+/// Make a division, or name it anew
+///
+/// For managers, admins and services. The slug never changes. A name that stays makes no new version. It causes no event.
+#[utoipa::path(
+    put,
+    path = "/divisions/{slug}",
+    params(("slug" = Slug, Path)),
+    request_body = inline(SetDivision),
+    responses((status = 403))
+)]
+async fn set_division(
     _: Manages,
     PathArg(slug): PathArg<Slug>,
-    Mutation { mut tx, body: set }: Mutation<Set>,
-) -> Result<Answer> {
+    Mutation { mut tx, body: set }: Mutation<SetDivision>,
+) -> Result<Answer<Set<Division>>> {
     // A name that stays makes no new version.
     let (slug, name, version, made): (String, String, i64, bool) = sqlx::query_as(
         "insert into crewcast.divisions as division (slug, name) values ($1, $2)
@@ -76,6 +94,5 @@ async fn set(
     .bind(set.name.as_str())
     .fetch_one(&mut *tx)
     .await?;
-    let status = if made { StatusCode::CREATED } else { StatusCode::OK };
-    tx.commit(Answer::current(&Division { slug, name, version }).with_status(status)).await
+    tx.commit(Answer::set(made, &Division { slug, name, version })).await
 }

@@ -4,28 +4,37 @@
 //! was written, white space aside; `meta` is the server's own. The names of built-in events are refused, since whoever
 //! reads them trusts them to be true.
 
-use axum::{Router, http::StatusCode, routing::post};
 use serde::{Deserialize, Serialize, de::Error as _};
 use serde_json::value::RawValue;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ObjectBuilder, RefOr, Schema,
+        schema::{AdditionalProperties, ArrayBuilder, OneOfBuilder},
+    },
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Domain;
 use crate::{
     auth::Publisher,
     error::{Error, Result},
-    ids::EventType,
+    ids::{EventType, Room, custom_type},
     log::NewEvent,
-    web::{self, Answer, Mutation, PathArg},
+    web::{self, Answer, Describe as _, Mutation, PathArg, Posted},
 };
 
 /// Events that are posted together.
 const EVENTS_MAX: usize = 100;
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/rooms/{room}/events", post(publish))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(publish_events))
+        .headed("events", "What other backends have to tell, under names of their own")
 }
 
-/// One event, or several.
+/// Either one event, or several.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Publish {
@@ -34,30 +43,55 @@ struct Publish {
     events: Option<Vec<Custom>>,
 }
 
-#[derive(Debug, Deserialize)]
+impl PartialSchema for Publish {
+    fn schema() -> RefOr<Schema> {
+        let events = ArrayBuilder::new().items(Custom::schema()).min_items(Some(1)).max_items(Some(EVENTS_MAX));
+        let several = ObjectBuilder::new().property("events", events).required("events");
+        let several = several.additional_properties(Some(AdditionalProperties::FreeForm(false)));
+        OneOfBuilder::new().item(Custom::schema()).item(several).into()
+    }
+}
+
+impl ToSchema for Publish {}
+
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Custom {
+    #[schema(schema_with = custom_type)]
     r#type: CustomType,
+    /// Without a member `meta`, which the server adds.
+    #[schema(value_type = Object)]
     data: Payload,
 }
 
-/// What was published: the events' numbers, in the order given.
-#[derive(Debug, Serialize)]
+/// What was published.
+#[derive(Debug, Serialize, ToSchema)]
 struct Published {
+    /// The events' numbers, in the order given.
     seqs: Vec<i64>,
 }
 
-async fn publish(
+/// Publish custom events to a room
+///
+/// For admins and services. One event, or up to 100 that commit together, in the order given.
+#[utoipa::path(
+    post,
+    path = "/rooms/{room}/events",
+    params(("room" = Room, Path)),
+    request_body = inline(Publish),
+    responses((status = 403))
+)]
+async fn publish_events(
     _: Publisher,
     PathArg(room): PathArg<String>,
     Mutation { mut tx, body }: Mutation<Publish>,
-) -> Result<Answer> {
+) -> Result<Answer<Posted<Published>>> {
     let room = web::room(&room)?;
     for Custom { r#type, data } in body.events()? {
         tx.append(NewEvent::custom(&r#type.0, &room, data.0));
     }
     let seqs = tx.write_events().await?;
-    tx.commit(Answer::of(StatusCode::CREATED, &Published { seqs })).await
+    tx.commit(Answer::posted(&Published { seqs })).await
 }
 
 impl Publish {

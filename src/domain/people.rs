@@ -5,25 +5,36 @@
 //! again: those are planned, people look on.
 //!
 //! Nobody waits for that to be written. [`People::saw`] looks into a map of whom this node has noted of late, and what is
-//! new goes through a bounded queue to one task, which writes many in one statement.
+//! new goes through a bounded queue to one task, which writes many in one statement. Only who asks for what the server
+//! keeps of them waits, if they are new: they ask as `Known`.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use axum::{Json, Router, routing::get};
+use axum::{
+    extract::{FromRef as _, FromRequestParts},
+    http::request::Parts,
+};
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::Domain;
 use crate::{
-    auth::{Caller, Roles},
+    auth::{Caller, Person, Role, Roles},
     db::Db,
+    error::{Error, Result},
     ids::{Slug, Sub, TopicName},
+    web::{Describe as _, Plain},
 };
 
 /// How old `last_seen` may be of somebody whose claims stay the same.
@@ -39,17 +50,20 @@ const WAITING_MAX: usize = 10_000;
 const BATCH_MAX: usize = 500;
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/me", get(me))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new().routes(routes!(read_me)).headed("people", "Who calls, and how they want to be told of alerts")
 }
 
 /// The caller, as the server sees them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Me {
     id: Sub,
+    #[schema(required)]
     name: Option<String>,
+    #[schema(required)]
     avatar_url: Option<String>,
+    #[schema(value_type = Vec<Role>)]
     roles: Roles,
     divisions: Vec<Slug>,
     topics: Vec<TopicName>,
@@ -57,16 +71,28 @@ struct Me {
     expires_at: OffsetDateTime,
 }
 
-async fn me(caller: Caller) -> Json<Me> {
+/// Read who is calling
+///
+/// As their token names them.
+#[utoipa::path(get, path = "/me")]
+async fn read_me(caller: Caller) -> Plain<Me> {
     let Caller { sub, name, avatar_url, roles, divisions, topics, expires_at } = caller;
-    Json(Me { id: sub, name, avatar_url, roles, divisions, topics, expires_at })
+    Plain(Me { id: sub, name, avatar_url, roles, divisions, topics, expires_at })
 }
 
 /// Where to say who was seen. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct People {
     noted: Arc<Mutex<HashMap<Sub, Noted>>>,
-    waiting: mpsc::Sender<Seen>,
+    waiting: mpsc::Sender<Waiting>,
+}
+
+/// What waits for the task.
+#[derive(Debug)]
+enum Waiting {
+    Seen(Seen),
+    /// Somebody who is told when all that came before is done.
+    Asks(oneshot::Sender<()>),
 }
 
 /// Somebody who was noted.
@@ -74,6 +100,8 @@ pub struct People {
 struct Noted {
     caller: Caller,
     at: Instant,
+    /// Whether there is a row of theirs.
+    is_written: bool,
 }
 
 /// Somebody who was seen.
@@ -99,16 +127,56 @@ impl People {
         if !caller.is_person() {
             return;
         }
-        let mut noted = self.noted.lock().expect("nothing panics while it holds the map");
+        let mut noted = self.noted();
         let is_known = noted.get(&caller.sub).is_some_and(|noted| noted.holds(caller));
         let seen = || Seen { caller: caller.clone(), at: OffsetDateTime::now_utc() };
-        if is_known || self.waiting.try_send(seen()).is_err() {
+        if is_known || self.waiting.try_send(Waiting::Seen(seen())).is_err() {
             return;
         }
         if noted.len() >= REMEMBERED_MAX {
             noted.clear();
         }
-        noted.insert(caller.sub.clone(), Noted { caller: caller.clone(), at: Instant::now() });
+        let is_written = noted.get(&caller.sub).is_some_and(|noted| noted.is_written);
+        noted.insert(caller.sub.clone(), Noted { caller: caller.clone(), at: Instant::now(), is_written });
+    }
+
+    /// Waits until somebody who was seen has a row.
+    async fn written(&self, sub: &Sub) -> Result<()> {
+        if self.is_written(sub) {
+            return Ok(());
+        }
+        let (tell, told) = oneshot::channel();
+        // What cannot be waited for shows below.
+        if self.waiting.try_send(Waiting::Asks(tell)).is_ok() {
+            let _ = told.await;
+        }
+        if self.is_written(sub) { Ok(()) } else { Err(Error::unavailable("You could not be noted yet; ask again.")) }
+    }
+
+    fn is_written(&self, sub: &Sub) -> bool {
+        self.noted().get(sub).is_some_and(|noted| noted.is_written)
+    }
+
+    fn noted(&self) -> MutexGuard<'_, HashMap<Sub, Noted>> {
+        lock(&self.noted)
+    }
+}
+
+fn lock(noted: &Mutex<HashMap<Sub, Noted>>) -> MutexGuard<'_, HashMap<Sub, Noted>> {
+    noted.lock().expect("nothing panics while it holds the map")
+}
+
+/// The right to act as a person, for one who was noted: what the server keeps of them is there.
+#[derive(Debug)]
+pub(super) struct Known(pub(super) Caller);
+
+impl FromRequestParts<Domain> for Known {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Domain) -> Result<Self> {
+        let Person(caller) = Person::from_request_parts(parts, state).await?;
+        People::from_ref(state).written(&caller.sub).await?;
+        Ok(Self(caller))
     }
 }
 
@@ -124,7 +192,7 @@ impl Noted {
 #[derive(Debug)]
 struct Scribe {
     db: Db,
-    queue: mpsc::Receiver<Seen>,
+    queue: mpsc::Receiver<Waiting>,
     noted: Arc<Mutex<HashMap<Sub, Noted>>>,
 }
 
@@ -132,14 +200,41 @@ impl Scribe {
     async fn run(mut self, stop: CancellationToken) {
         let mut batch = Vec::new();
         while stop.run_until_cancelled(self.queue.recv_many(&mut batch, BATCH_MAX)).await.is_some_and(|n| n > 0) {
-            let seen = latest_of_each(std::mem::take(&mut batch));
-            if let Err(error) = write(&self.db, &seen).await {
-                tracing::debug!(%error, "people are noted with their next requests");
-                let mut noted = self.noted.lock().expect("nothing panics while it holds the map");
-                seen.iter().for_each(|seen| drop(noted.remove(&seen.caller.sub)));
+            let (seen, asking) = parted(std::mem::take(&mut batch));
+            self.note(&latest_of_each(seen)).await;
+            for asking in asking {
+                // Whoever went away meanwhile need not be told.
+                let _ = asking.send(());
             }
         }
     }
+
+    async fn note(&self, seen: &[Seen]) {
+        let written = if seen.is_empty() { Ok(()) } else { write(&self.db, seen).await };
+        let mut noted = lock(&self.noted);
+        for Seen { caller, .. } in seen {
+            match (&written, noted.get_mut(&caller.sub)) {
+                (Ok(()), Some(noted)) => noted.is_written = true,
+                (Ok(()), None) => {}
+                (Err(_), _) => drop(noted.remove(&caller.sub)),
+            }
+        }
+        if let Err(error) = written {
+            tracing::debug!(%error, "people are noted with their next requests");
+        }
+    }
+}
+
+/// Who was seen, and who asks.
+fn parted(batch: Vec<Waiting>) -> (Vec<Seen>, Vec<oneshot::Sender<()>>) {
+    let (mut seen, mut asking) = (Vec::new(), Vec::new());
+    for waiting in batch {
+        match waiting {
+            Waiting::Seen(one) => seen.push(one),
+            Waiting::Asks(one) => asking.push(one),
+        }
+    }
+    (seen, asking)
 }
 
 /// One statement writes no row twice.

@@ -7,16 +7,16 @@
 //! Events: `phase:created` and `phase:deleted` with the phase, `phase:updated` once for each field that changed; all to
 //! the project's room.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::Value;
 use sqlx::PgConnection;
 use time::Date;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type, schema::SchemaType},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, projects, projects::Status};
@@ -24,9 +24,12 @@ use crate::{
     auth::Caller,
     db::Db,
     error::{Error, OnConstraint as _, Result},
-    ids::{Day, Room, Text},
+    ids::{Day, Room, Sub, Text},
     log::NewEvent,
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
+    web::{
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        Patch, PathArg, Query, Seen, Tx, fields_of, present,
+    },
 };
 
 /// A phase's columns.
@@ -37,23 +40,37 @@ macro_rules! columns {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/projects/{id}/phases", get(list).post(make))
-        .route("/projects/{id}/phases/{phaseId}", get(read).patch(change).delete(delete))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_phases, make_phase))
+        .routes(routes!(read_phase, change_phase, delete_phase))
+        .emits::<Phase>("phase:created", "To the project's room.")
+        .emits::<Updated<'_>>("phase:updated", "One for each field that changed. To the project's room.")
+        .emits::<Phase>(
+            "phase:deleted",
+            "The phase as it was, with the version of its deletion. To the project's room. The phases of a deleted \
+             project have none: `project:deleted` stands for all.",
+        )
+        .headed("phases", "Whoever edits a project makes, changes and deletes its phases")
 }
 
 /// A phase as it is answered and as its events carry it.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Phase {
     id: Uuid,
     project_id: Uuid,
+    #[schema(value_type = Name)]
     name: String,
+    #[schema(value_type = Status)]
     status: String,
+    #[schema(required)]
     starts_on: Option<Date>,
+    #[schema(required)]
     ends_on: Option<Date>,
+    #[schema(value_type = Place)]
     position: i32,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -91,38 +108,79 @@ impl TryFrom<i64> for Place {
     }
 }
 
-#[derive(Debug, Deserialize)]
+impl PartialSchema for Place {
+    fn schema() -> RefOr<Schema> {
+        let place = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(Self::MAX));
+        place.description(Some("A place among a project's phases.")).into()
+    }
+}
+
+impl ToSchema for Place {}
+
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     name: Name,
     #[serde(default)]
+    #[schema(default = "planned")]
     status: Status,
     starts_on: Option<Day>,
+    /// Not before `startsOn`.
     ends_on: Option<Day>,
+    /// Where it stands among the project's phases. Left out, it goes to the end. No other phase moves.
     position: Option<Place>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What is left out stays as it is. `null` empties a date, and is refused elsewhere.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     name: Option<Name>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     status: Option<Status>,
     #[serde(default)]
+    #[schema(value_type = Option<Day>)]
     starts_on: Patch<Day>,
+    /// Not before `startsOn`.
     #[serde(default)]
+    #[schema(value_type = Option<Day>)]
     ends_on: Patch<Day>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     position: Option<Place>,
 }
 
-async fn list(
+/// The data of `phase:updated`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = PhaseUpdatedData)]
+struct Updated<'a> {
+    project_id: Uuid,
+    phase_id: Uuid,
+    #[schema(schema_with = fields_of::<Change>)]
+    field: &'a str,
+    #[schema(schema_with = new_value)]
+    new_value: &'a Value,
+    updated_by: &'a Sub,
+}
+
+fn new_value() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Integer, Type::Null]))
+}
+
+/// List a project's phases
+///
+/// For whoever may read the project. By `position`, and where two share one the older first.
+#[utoipa::path(get, path = "/projects/{id}/phases", params(("id" = Uuid, Path), Page), responses((status = 404)))]
+async fn list_phases(
     State(db): State<Db>,
     caller: Caller,
     PathArg(project_id): PathArg<Uuid>,
     Query(page): Query<Page>,
-) -> Result<Response> {
+) -> Result<Seen<List<Phase>>> {
     let (position, id) = after(&page)?;
     let mut read = db.read().await?;
     projects::look(&mut read, &caller, project_id).await?;
@@ -140,14 +198,24 @@ async fn list(
     .fetch_all(&mut *read)
     .await?;
     let cursor = |phase: &Phase| format!("{}.{}", phase.position, phase.id);
-    Ok(Seen::at(&read, page.list(phases, cursor)).into_response())
+    Ok(Seen::at(&read, page.list(phases, cursor)))
 }
 
-async fn make(
+/// Make a phase
+///
+/// For the project's editors, and for managers, admins and services. Causes `phase:created`.
+#[utoipa::path(
+    post,
+    path = "/projects/{id}/phases",
+    params(("id" = Uuid, Path)),
+    request_body = inline(Make),
+    responses((status = 403), (status = 404))
+)]
+async fn make_phase(
     caller: Caller,
     PathArg(project_id): PathArg<Uuid>,
     Mutation { mut tx, body: make }: Mutation<Make>,
-) -> Result<Answer> {
+) -> Result<Answer<Made<Phase>>> {
     projects::edit(&mut tx, &caller, project_id).await?;
     // The project is locked: no two go to the end at once. The end itself does not move on.
     let phase: Phase = sqlx::query_as(concat!(
@@ -172,19 +240,39 @@ async fn make(
     tx.commit(Answer::made(format!("/v1/projects/{project_id}/phases/{}", phase.id), &phase)).await
 }
 
-async fn read(State(db): State<Db>, caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>) -> Result<Response> {
+/// Read a phase
+///
+/// For whoever may read the project.
+#[utoipa::path(
+    get,
+    path = "/projects/{id}/phases/{phaseId}",
+    params(("id" = Uuid, Path), ("phaseId" = Uuid, Path)),
+    responses((status = 404))
+)]
+async fn read_phase(State(db): State<Db>, caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>) -> Result<Seen<Phase>> {
     let mut read = db.read().await?;
     projects::look(&mut read, &caller, ids.0).await?;
     let phase = find(&mut read, ids).await?;
-    Ok(Seen::entity(&read, phase).into_response())
+    Ok(Seen::entity(&read, phase))
 }
 
-async fn change(
+/// Change some of a phase's fields
+///
+/// For the project's editors, and for managers, admins and services. Causes one `phase:updated` for each field that is not
+/// what it was, all with the same version; a change of nothing makes no version and no event.
+#[utoipa::path(
+    patch,
+    path = "/projects/{id}/phases/{phaseId}",
+    params(("id" = Uuid, Path), ("phaseId" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses((status = 403), (status = 404))
+)]
+async fn change_phase(
     caller: Caller,
     PathArg(ids): PathArg<(Uuid, Uuid)>,
     if_match: IfMatch,
     Mutation { mut tx, body: change }: Mutation<Change>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Phase>>> {
     projects::edit(&mut tx, &caller, ids.0).await?;
     let old = find(&mut tx, ids).await?;
     let mut phase = old.clone();
@@ -195,15 +283,28 @@ async fn change(
     }
     let phase = store(&mut tx, &phase, &changed).await?;
     for (field, value) in changed.iter() {
-        let data = json!({
-            "projectId": ids.0, "phaseId": ids.1, "field": field, "newValue": value, "updatedBy": caller.sub,
-        });
-        tx.append(NewEvent::new("phase:updated", rooms(&phase), phase.version, &data));
+        let (project_id, phase_id) = ids;
+        let updated = Updated { project_id, phase_id, field, new_value: value, updated_by: &caller.sub };
+        tx.append(NewEvent::new("phase:updated", rooms(&phase), phase.version, &updated));
     }
     tx.commit(Answer::current(&phase)).await
 }
 
-async fn delete(caller: Caller, PathArg(ids): PathArg<(Uuid, Uuid)>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+/// Delete a phase
+///
+/// For the project's editors, and for managers, admins and services. Causes `phase:deleted`.
+#[utoipa::path(
+    delete,
+    path = "/projects/{id}/phases/{phaseId}",
+    params(("id" = Uuid, Path), ("phaseId" = Uuid, Path), IfMatch),
+    responses((status = 403), (status = 404))
+)]
+async fn delete_phase(
+    caller: Caller,
+    PathArg(ids): PathArg<(Uuid, Uuid)>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
     projects::edit(&mut tx, &caller, ids.0).await?;
     let mut phase = find(&mut tx, ids).await?;
     if_match.require(&phase)?;

@@ -5,14 +5,11 @@
 //!
 //! Event: `preferences:updated` with the preferences, to the person's own room, so that their other tabs follow.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, types::Json};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, alerts::Severity};
@@ -22,20 +19,25 @@ use crate::{
     error::{Error, Result},
     ids::{Room, Slug, Text, TimeOfDay, TimeZone},
     log::NewEvent,
-    web::{Answer, Entity, IfMatch, Mutation, Seen},
+    web::{Answer, Current, Describe as _, Entity, IfMatch, Mutation, Seen},
 };
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/me/preferences", get(read).put(set))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(read_preferences, set_preferences))
+        .emits::<Preferences>("preferences:updated", "The preferences, whole. To the person's own room.")
+        .headed("people", "Who calls, and how they want to be told of alerts")
 }
 
 /// A person's preferences, as they are answered.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Preferences {
     #[serde(flatten)]
+    #[schema(inline)]
     chosen: Chosen,
+    #[schema(minimum = 1)]
     version: i64,
 }
 
@@ -48,24 +50,29 @@ impl Entity for Preferences {
 }
 
 /// What a person chooses.
-#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Chosen {
+    /// The first that fits counts.
     #[serde(default)]
+    #[schema(max_items = 200)]
     alerts: Vec<Rule>,
     #[serde(default)]
+    #[schema(max_items = 200)]
     muted_projects: Vec<Uuid>,
     #[serde(default)]
+    #[schema(max_items = 200)]
     muted_divisions: Vec<Slug>,
     #[serde(default)]
     quiet_hours: Option<QuietHours>,
 }
 
 /// How alerts of a kind and a severity are shown; without either, of any.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = ShownAs)]
 struct Rule {
-    kind: Option<Text<1, 64>>,
+    kind: Option<Kind>,
     severity: Option<Severity>,
     toast: bool,
     sound: bool,
@@ -73,8 +80,10 @@ struct Rule {
     badge: bool,
 }
 
+type Kind = Text<1, 64>;
+
 /// When nothing may ring: from one time of the day to another, over midnight where the second is earlier.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct QuietHours {
     from: TimeOfDay,
@@ -99,17 +108,31 @@ impl Chosen {
     }
 }
 
-async fn read(State(db): State<Db>, Person(caller): Person) -> Result<Response> {
+/// Read the caller's preferences
+///
+/// For people, not services. Where nothing was chosen, all is empty and a client's own defaults hold.
+#[utoipa::path(get, path = "/me/preferences", responses((status = 403)))]
+async fn read_preferences(State(db): State<Db>, Person(caller): Person) -> Result<Seen<Preferences>> {
     let mut read = db.read().await?;
     let preferences = find(&mut read, caller.sub.as_str()).await?;
-    Ok(Seen::entity(&read, preferences).into_response())
+    Ok(Seen::entity(&read, preferences))
 }
 
-async fn set(
+/// Set the caller's preferences, whole
+///
+/// For people, not services. Causes `preferences:updated`, unless they are what they were.
+#[utoipa::path(
+    put,
+    path = "/me/preferences",
+    params(IfMatch),
+    request_body = inline(Chosen),
+    responses((status = 403))
+)]
+async fn set_preferences(
     Person(caller): Person,
     if_match: IfMatch,
     Mutation { mut tx, body: chosen }: Mutation<Chosen>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Preferences>>> {
     chosen.check()?;
     if let Some(quiet_hours) = &chosen.quiet_hours {
         require_zone(&mut tx, &quiet_hours.time_zone).await?;

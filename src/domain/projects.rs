@@ -7,16 +7,13 @@
 //! Events: `project:created` and `project:deleted` with the project, `project:updated` once for each field that changed;
 //! all to the project's room and its division's.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::Value;
 use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, capacity};
@@ -24,9 +21,12 @@ use crate::{
     auth::{Caller, Manages},
     db::Db,
     error::{Error, OnConstraint as _, Result},
-    ids::{Day, Room, Slug, Text},
+    ids::{Day, Room, Slug, Sub, Text},
     log::NewEvent,
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, Patch, PathArg, Query, Seen, Tx, present},
+    web::{
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        Patch, PathArg, Query, Seen, Tx, fields_of, present,
+    },
 };
 
 /// A project's columns.
@@ -45,23 +45,40 @@ macro_rules! readable {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/projects", get(list).post(make))
-        .route("/projects/{id}", get(read).patch(change).delete(delete))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_projects, make_project))
+        .routes(routes!(read_project, change_project, delete_project))
+        .emits::<Project>("project:created", "To the project's room and its division's.")
+        .emits::<Updated<'_>>(
+            "project:updated",
+            "One for each field that changed. To the project's room and its division's, and to the one it came from.",
+        )
+        .emits::<Project>(
+            "project:deleted",
+            "The project as it was, with the version of its deletion. To the project's room and its division's.",
+        )
+        .headed("projects", "Managers make and delete them, their editors change them")
 }
 
 /// A project as it is answered and as its events carry it.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Project {
     id: Uuid,
+    #[schema(value_type = Name)]
     name: String,
+    #[schema(value_type = Slug)]
     division: String,
+    #[schema(value_type = Status)]
     status: String,
+    #[schema(required)]
     starts_on: Option<Date>,
+    #[schema(required)]
     ends_on: Option<Date>,
+    #[schema(value_type = Notes)]
     notes: String,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -84,8 +101,9 @@ impl Entity for Project {
 }
 
 /// Where a project stands, or a phase of one.
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ProjectStatus)]
 pub(super) enum Status {
     #[default]
     Planned,
@@ -109,36 +127,65 @@ impl Status {
 type Name = Text<1, 200>;
 type Notes = Text<0, 20_000>;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     name: Name,
     division: Slug,
     #[serde(default)]
+    #[schema(default = "planned")]
     status: Status,
     starts_on: Option<Day>,
+    /// Not before `startsOn`.
     ends_on: Option<Day>,
+    #[schema(default = "")]
     notes: Option<Notes>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What is left out stays as it is. `null` empties a date, and is refused elsewhere.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     name: Option<Name>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     division: Option<Slug>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     status: Option<Status>,
     #[serde(default)]
+    #[schema(value_type = Option<Day>)]
     starts_on: Patch<Day>,
+    /// Not before `startsOn`.
     #[serde(default)]
+    #[schema(value_type = Option<Day>)]
     ends_on: Patch<Day>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     notes: Option<Notes>,
 }
 
-async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) -> Result<Response> {
+/// The data of `project:updated`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = ProjectUpdatedData)]
+struct Updated<'a> {
+    project_id: Uuid,
+    #[schema(schema_with = fields_of::<Change>)]
+    field: &'a str,
+    #[schema(required, value_type = Option<String>)]
+    new_value: &'a Value,
+    updated_by: &'a Sub,
+}
+
+/// List the projects that the caller may read
+///
+/// Managers, admins and services read all; members those that they are a member of or whose division is in their token.
+/// Oldest first.
+#[utoipa::path(get, path = "/projects", params(Page))]
+async fn list_projects(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) -> Result<Seen<List<Project>>> {
     let after = page.after_id()?;
     let mut read = db.read().await?;
     let projects: Vec<Project> = sqlx::query_as(concat!(
@@ -156,10 +203,14 @@ async fn list(State(db): State<Db>, caller: Caller, Query(page): Query<Page>) ->
     .bind(page.rows())
     .fetch_all(&mut *read)
     .await?;
-    Ok(Seen::at(&read, page.list(projects, |project| project.id.to_string())).into_response())
+    Ok(Seen::at(&read, page.list(projects, |project| project.id.to_string())))
 }
 
-async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+/// Make a project
+///
+/// For managers, admins and services. Causes `project:created`.
+#[utoipa::path(post, path = "/projects", request_body = inline(Make), responses((status = 403)))]
+async fn make_project(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer<Made<Project>>> {
     let project: Project = sqlx::query_as(concat!(
         "insert into crewcast.projects (id, name, division, status, starts_on, ends_on, notes)
          values ($1, $2, $3, $4, $5, $6, $7)
@@ -181,18 +232,34 @@ async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Re
     tx.commit(Answer::made(format!("/v1/projects/{}", project.id), &project)).await
 }
 
-async fn read(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+/// Read a project
+///
+/// A stream that resumes from the answer's `Crewcast-Cursor` gets every change that is not in the answer.
+#[utoipa::path(get, path = "/projects/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
+async fn read_project(State(db): State<Db>, caller: Caller, PathArg(id): PathArg<Uuid>) -> Result<Seen<Project>> {
     let mut read = db.read().await?;
     let (project, _) = find(&mut read, &caller, id, false).await?;
-    Ok(Seen::entity(&read, project).into_response())
+    Ok(Seen::entity(&read, project))
 }
 
-async fn change(
+/// Change some of a project's fields
+///
+/// For its editors, and for managers, admins and services. Causes one `project:updated` for each field that is not what it
+/// was, all with the same version; a change of nothing makes no version and no event. A project that moves to another
+/// division is told of in both.
+#[utoipa::path(
+    patch,
+    path = "/projects/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses((status = 403), (status = 404))
+)]
+async fn change_project(
     caller: Caller,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
     Mutation { mut tx, body: change }: Mutation<Change>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Project>>> {
     let old = find_to_edit(&mut tx, &caller, id).await?;
     let mut new = old.clone();
     let changed = change.apply(&mut new);
@@ -202,13 +269,29 @@ async fn change(
     }
     let new = store(&mut tx, &new, &changed).await?;
     for (field, value) in changed.iter() {
-        let data = json!({ "projectId": id, "field": field, "newValue": value, "updatedBy": caller.sub });
-        tx.append(NewEvent::new("project:updated", rooms(&new, Some(&old)), new.version, &data));
+        let updated = Updated { project_id: id, field, new_value: value, updated_by: &caller.sub };
+        tx.append(NewEvent::new("project:updated", rooms(&new, Some(&old)), new.version, &updated));
     }
     tx.commit(Answer::current(&new)).await
 }
 
-async fn delete(caller: Caller, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+/// Delete a project
+///
+/// For managers, admins and services. Causes `project:deleted`. From then on the project is 404, and its phases with it;
+/// its room can be joined and read by those who could before for `retention`. Its assignments are deleted: one
+/// `capacity:updated` for each week of an employee that had hours for it.
+#[utoipa::path(
+    delete,
+    path = "/projects/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    responses((status = 403), (status = 404))
+)]
+async fn delete_project(
+    caller: Caller,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
     let (mut project, _) = find(&mut tx, &caller, id, true).await?;
     Manages::try_from(caller)?;
     if_match.require(&project)?;

@@ -20,14 +20,19 @@ use axum::{
 use crate::{
     auth::ticket::Ticket,
     error::{Code, Problem},
-    hub::Closing,
+    hub::{Closing, ClosingReason},
     metrics::Metrics,
 };
 
+/// The media type of streams.
+pub(super) const EVENT_STREAM: &str = "text/event-stream";
+/// How streams must be left alone by whatever lies between.
+pub(super) const NEVER_CHANGED: &str = "no-cache, no-transform";
+
 /// What every stream is sent with.
 pub(super) const STREAM_HEADERS: [(HeaderName, HeaderValue); 3] = [
-    (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-    (CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+    (CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM)),
+    (CACHE_CONTROL, HeaderValue::from_static(NEVER_CHANGED)),
     // Tells nginx not to collect events into a buffer.
     (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
 ];
@@ -48,25 +53,25 @@ fn gives_up(request: &Request) -> bool {
 }
 
 /// Why the client is to come back; none when it is answered for good.
-fn reason(response: &Response) -> Option<&'static str> {
+fn reason(response: &Response) -> Option<ClosingReason> {
     let status = response.status();
     if !(status.is_client_error() || status.is_server_error()) {
         return None;
     }
     // A layer's answer has no problem yet.
     match response.extensions().get::<Problem>().map_or_else(|| Code::for_status(status), |problem| problem.code) {
-        Code::Draining => Some("draining"),
-        Code::Overloaded => Some("overload"),
-        Code::RateLimited | Code::TooManyStreams => Some("limit"),
-        Code::Timeout => Some("unavailable"),
-        code if code.status().is_server_error() => Some("unavailable"),
+        Code::Draining => Some(ClosingReason::Draining),
+        Code::Overloaded => Some(ClosingReason::Overload),
+        Code::RateLimited | Code::TooManyStreams => Some(ClosingReason::Limit),
+        Code::Timeout => Some(ClosingReason::Unavailable),
+        code if code.status().is_server_error() => Some(ClosingReason::Unavailable),
         _ => None,
     }
 }
 
 /// The stream of one event. The client stays away for as long as the honest answer says, at least.
-fn closing(reason: &'static str, honest: &Response, metrics: &Metrics) -> Response {
-    let nth = metrics.come_backs.count("reason", reason);
+fn closing(reason: ClosingReason, honest: &Response, metrics: &Metrics) -> Response {
+    let nth = metrics.come_backs.count("reason", reason.as_str());
     let closing = Closing::spread(reason, nth, retry_after(honest.headers()));
     let after = Duration::from_millis(closing.reconnect_ms).as_secs_f64().ceil() as u64;
     let mut response = (STREAM_HEADERS, Body::from(closing.frame(None))).into_response();

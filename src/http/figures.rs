@@ -13,21 +13,47 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
+use super::openapi::{always, text};
 use crate::{
     app::App,
     error::Code,
     ids::BUILTIN_TYPES,
+    log::Position,
     metrics::{Counters, Metrics, resident_bytes},
+    web::openapi::{Responses, json},
 };
+
+/// Figures are of the moment.
+const NO_STORE: &str = "no-store";
 
 /// The text format of OpenMetrics.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Everything, for Prometheus.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
+/// Everything that this node counts and measures, for Prometheus
+///
+/// Each metric with its meaning and its unit. Counts only, never names.
+#[utoipa::path(get, path = "/metrics", security())]
+pub(super) async fn metrics(State(app): State<App>) -> Text {
     measure(&app);
-    ([(CONTENT_TYPE, OPENMETRICS), (CACHE_CONTROL, "no-store")], app.metrics.text()).into_response()
+    Text(app.metrics.text())
+}
+
+/// Metrics as text.
+pub(super) struct Text(String);
+
+impl IntoResponse for Text {
+    fn into_response(self) -> Response {
+        ([(CONTENT_TYPE, OPENMETRICS), (CACHE_CONTROL, NO_STORE)], self.0).into_response()
+    }
+}
+
+impl IntoResponses for Text {
+    fn responses() -> Responses {
+        let text = text("application/openmetrics-text", "As they are now.");
+        [("200".to_owned(), text.header("Cache-Control", always(NO_STORE)).into())].into()
+    }
 }
 
 fn measure(app: &App) {
@@ -45,63 +71,97 @@ fn measure(app: &App) {
     }
 }
 
-/// The figures that a person looks at first.
-#[derive(Debug, Serialize)]
+/// By name, how many there were; what there was none of is not named.
+type Counts = BTreeMap<&'static str, u64>;
+
+/// The figures of this node that a person looks at first, counted since its start. Maps name only what there was any of.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Stats {
+pub(super) struct Stats {
+    #[schema(inline)]
     streams: Streams,
+    /// Rooms that a stream of this node is in.
     rooms: i64,
-    events: BTreeMap<&'static str, u64>,
+    /// Events routed, by type; custom ones together.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    events: Counts,
+    #[schema(inline)]
     deliveries: Deliveries,
+    #[schema(inline)]
     replays: Replays,
+    #[schema(inline)]
     queues: Queues,
+    #[schema(inline)]
     ring: Bounded,
+    /// Memory that the process holds.
     memory_bytes: i64,
+    #[schema(inline)]
     postgres: Postgres,
+    /// The position that is routed as a whole or being routed.
+    #[schema(value_type = Position)]
     cursor: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Streams {
+    /// Streams open now.
     open: i64,
+    /// Streams at most; more are told to come back.
     max: i64,
     opened: u64,
-    closed: BTreeMap<&'static str, u64>,
-    refused: BTreeMap<&'static str, u64>,
+    /// By reason; `gone` is the client's own leaving.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    closed: Counts,
+    /// By reason.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    refused: Counts,
 }
 
-/// What went to sockets. `per_write` is how many events went out together.
-#[derive(Debug, Serialize)]
+/// What went to sockets.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Deliveries {
+    /// Events handed to sockets.
     events: u64,
     bytes: u64,
+    /// Pieces in which they were handed over.
     writes: u64,
+    /// Events a piece.
     per_write: f64,
+    /// Connections cut because their socket took nothing.
     stalled_connections: u64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Replays {
-    by_source: BTreeMap<&'static str, u64>,
-    resets: BTreeMap<&'static str, u64>,
+    /// Times a stream read history: from the `ring` or the `log`.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    by_source: Counts,
+    /// By reason.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    resets: Counts,
+    /// Times a stream fell so far behind that it reads history.
     queue_overflows: u64,
+    /// Times every stream of the node did.
     router_lagged: u64,
+    /// Streams that wait for their turn to read from Postgres.
     waiting: i64,
     reading: i64,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Queues {
+    /// Events that wait, each counted once a stream.
     events: i64,
     bytes: i64,
     longest_bytes: i64,
 }
 
-#[derive(Debug, Serialize)]
+/// The events routed last, in memory.
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Bounded {
     events: i64,
@@ -109,7 +169,7 @@ struct Bounded {
     bytes_max: usize,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Postgres {
     reachable: bool,
@@ -118,10 +178,29 @@ struct Postgres {
     max: i64,
 }
 
-/// The first figures, as JSON.
-pub(super) async fn stats(State(app): State<App>) -> Response {
+/// Figures of this node
+///
+/// Counted since the start of the process.
+#[utoipa::path(get, path = "/stats", security())]
+pub(super) async fn stats(State(app): State<App>) -> Unstored<Stats> {
     measure(&app);
-    ([(CACHE_CONTROL, "no-store")], Json(of(&app))).into_response()
+    Unstored(of(&app))
+}
+
+/// JSON of the moment.
+pub(super) struct Unstored<T>(T);
+
+impl<T: Serialize> IntoResponse for Unstored<T> {
+    fn into_response(self) -> Response {
+        ([(CACHE_CONTROL, NO_STORE)], Json(self.0)).into_response()
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Unstored<T> {
+    fn responses() -> Responses {
+        let figures = json::<T>("As they are now.").header("Cache-Control", always(NO_STORE));
+        [("200".to_owned(), figures.into())].into()
+    }
 }
 
 fn of(app: &App) -> Stats {
@@ -175,7 +254,7 @@ fn of(app: &App) -> Stats {
 }
 
 /// Those that there were any of.
-fn by(counters: &Counters, label: &'static str, values: &[&'static str]) -> BTreeMap<&'static str, u64> {
+fn by(counters: &Counters, label: &'static str, values: &[&'static str]) -> Counts {
     let counted = values.iter().map(|value| (*value, counters.of(label, value)));
     counted.filter(|(_, count)| *count > 0).collect()
 }

@@ -1,13 +1,13 @@
 //! The log, read by REST: one event, and a room's history in pages.
 
-use axum::{
-    Json,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::extract::State;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::PgConnection;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{RefOr, Schema},
+};
 
 use crate::{
     app::App,
@@ -15,7 +15,7 @@ use crate::{
     error::{Code, Error, Result},
     ids::Room,
     log::{self, Event, Position, Reader, Reading, Scope, Snapshot, retention},
-    web::{self, List, Page, PathArg, Query, Seen},
+    web::{self, List, Page, PathArg, Plain, Query, Seen},
 };
 
 /// A stretch of a room's history with more events than this is cut at a noted position, so that nothing sorts a whole
@@ -24,27 +24,51 @@ const STRETCH_EVENTS_MAX: i64 = 1000;
 
 /// An event as the stream has it.
 #[derive(Debug, Serialize)]
-pub(super) struct EventFrame {
-    /// The position after it: a stream can resume there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+pub(super) struct LoggedFrame {
     event: String,
     data: Box<RawValue>,
 }
 
-impl EventFrame {
-    fn new(id: Option<String>, event: Event) -> Result<Self> {
-        let data = RawValue::from_string(event.data).map_err(Error::internal)?;
-        Ok(Self { id, event: event.kind, data })
+impl LoggedFrame {
+    fn new(event: Event) -> Result<Self> {
+        Ok(Self { event: event.kind, data: RawValue::from_string(event.data).map_err(Error::internal)? })
     }
 }
 
-/// One event with its whole payload, for whoever may join one of its rooms.
-pub(super) async fn event(
+/// Which events there are is known when the document is put together.
+impl PartialSchema for LoggedFrame {
+    fn schema() -> RefOr<Schema> {
+        Schema::default().into()
+    }
+}
+
+impl ToSchema for LoggedFrame {}
+
+/// An event in its place.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct PlacedFrame {
+    /// The position after it: a stream can resume there.
+    #[schema(value_type = Position)]
+    id: String,
+    #[serde(flatten)]
+    frame: LoggedFrame,
+}
+
+/// Read one event, its payload whole
+///
+/// For whoever may join one of its rooms. Where the stream had a `ref` in place of a payload that was too large, this is
+/// the address it names. The event comes without an `id`.
+#[utoipa::path(
+    get,
+    path = "/v1/events/{seq}",
+    params(("seq" = i64, Path, description = "The event's `meta.seq`.")),
+    responses((status = 404))
+)]
+pub(super) async fn read_event(
     State(app): State<App>,
     caller: Caller,
     PathArg(seq): PathArg<i64>,
-) -> Result<Json<EventFrame>> {
+) -> Result<Plain<LoggedFrame>> {
     let mut conn = app.db.acquire().await?;
     let event = log::one(&mut conn, seq).await?.ok_or_else(Error::not_found)?;
     drop(conn);
@@ -52,16 +76,31 @@ pub(super) async fn event(
     if !app.joins.may_join(&caller, &rooms).await?.contains(&true) {
         return Err(Error::not_found());
     }
-    Ok(Json(EventFrame::new(None, event)?))
+    LoggedFrame::new(event).map(Plain)
 }
 
-/// A room's history, oldest first, from the log's floor or from behind a cursor.
-pub(super) async fn room(
+/// Read a room's history
+///
+/// Oldest first, from the oldest event that can still be resumed, or from behind `after`, which may be any event's `id`.
+/// Each item's `id` is the position after it: a stream can resume there.
+#[utoipa::path(
+    get,
+    path = "/v1/rooms/{room}/events",
+    params(("room" = Room, Path), Page),
+    responses(
+        (status = 403),
+        (
+            status = 409,
+            description = "`cursor_not_resumable`: the cursor is older than what the log holds, or another log's."
+        )
+    )
+)]
+pub(super) async fn read_room(
     State(app): State<App>,
     caller: Caller,
     PathArg(room): PathArg<String>,
     Query(page): Query<Page>,
-) -> Result<Response> {
+) -> Result<Seen<List<PlacedFrame>>> {
     let room = web::room(&room)?;
     if app.joins.may_join(&caller, std::slice::from_ref(&room)).await? != [true] {
         return Err(Error::forbidden("You may not join this room."));
@@ -76,7 +115,7 @@ pub(super) async fn room(
         history.stretch(&mut read, page.limit as usize, &mut items).await?;
     }
     let next_cursor = (history.at != history.to).then(|| history.at.to_string());
-    Ok(Seen::at(&read, List { items, next_cursor }).into_response())
+    Ok(Seen::at(&read, List { items, next_cursor }))
 }
 
 /// Where the page begins: behind the cursor, if it can be resumed, else at the floor.
@@ -103,7 +142,7 @@ struct History {
 
 impl History {
     /// Adds events up to `limit` items from the next stretch: to the end if little is left, else to a noted position.
-    async fn stretch(&mut self, conn: &mut PgConnection, limit: usize, items: &mut Vec<EventFrame>) -> Result<()> {
+    async fn stretch(&mut self, conn: &mut PgConnection, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<()> {
         let mut reader = self.reader(conn).await?;
         loop {
             let page = reader.page(conn).await?;
@@ -111,7 +150,7 @@ impl History {
             for (nth, event) in page.events.into_iter().enumerate() {
                 let is_end = page.last && nth + 1 == end;
                 self.at = if is_end { reader.reading().end() } else { reader.reading().at(event.seq) };
-                items.push(EventFrame::new(Some(self.at.to_string()), event)?);
+                items.push(PlacedFrame { id: self.at.to_string(), frame: LoggedFrame::new(event)? });
                 if items.len() == limit {
                     return Ok(());
                 }

@@ -1,6 +1,7 @@
 //! Limits by caller and by address. They hold on this node.
 //!
-//! - **Writes** under `/v1` count for their caller, services by a limit of their own. Reads are not counted.
+//! - **Writes** under `/v1` and `/hooks` with a token count for their caller, services by a limit of their own. Reads are not
+//!   counted, nor is a delivery that is signed: whose it is shows only when all of it was read.
 //! - **Connects**, the attempts to open a stream, count for their address, before credentials are judged.
 //! - **Failed authentications** count for their address as well, by the same number: at an address that has used them up
 //!   no credentials are judged, good or bad, until one more is borne. So guessing is bounded.
@@ -179,7 +180,7 @@ pub(super) async fn addresses(
     next: Next,
 ) -> Result<Response> {
     let opens = request.uri().path() == "/events";
-    if opens || is_under_v1(&request) {
+    if opens || has_a_caller(&request) {
         app.limiters.may_authenticate(address)?;
     }
     if opens {
@@ -195,15 +196,16 @@ pub(super) async fn addresses(
 /// Middleware: counts writes for their caller, where it is known who that is, and tells them what is left.
 pub(super) async fn writes(State(app): State<App>, address: Address, request: Request, next: Next) -> Result<Response> {
     let caller = request.extensions().get::<Caller>();
-    let writer = caller.filter(|_| is_under_v1(&request) && is_write(request.method()));
+    let writer = caller.filter(|_| has_a_caller(&request) && is_write(request.method()));
     let told = writer.map(|caller| app.limiters.write(caller, address)).transpose()?;
     let mut response = next.run(request).await;
     response.headers_mut().extend(told.into_iter().flatten());
     Ok(response)
 }
 
-fn is_under_v1(request: &Request) -> bool {
-    request.uri().path().starts_with("/v1/")
+/// Whether credentials are judged there, besides for a stream.
+fn has_a_caller(request: &Request) -> bool {
+    ["/v1/", "/hooks/"].into_iter().any(|base| request.uri().path().starts_with(base))
 }
 
 fn is_write(method: &Method) -> bool {

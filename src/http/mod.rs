@@ -9,6 +9,8 @@ mod docs;
 mod figures;
 mod history;
 pub mod limit;
+pub mod openapi;
+mod probes;
 pub mod security;
 mod stream;
 
@@ -20,10 +22,10 @@ use axum::{
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
-    routing::{get, post},
 };
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{limit::Limiters, security::Security};
 use crate::{
@@ -31,10 +33,14 @@ use crate::{
     auth::Caller,
     config::Config,
     domain,
-    error::Error,
+    hub::{Closing, Expiring, Heartbeat, Open, ResetTo},
+    ids::HEARTBEAT,
     metrics::Metrics,
-    web::{problem, query, request},
+    web::{Describe as _, problem, query, request},
 };
+
+/// Where the domain's routes are.
+const DOMAIN: &str = "/v1";
 
 /// The limits of this node and the security log.
 pub fn limiters(config: &Config, metrics: &Arc<Metrics>) -> (Arc<Limiters>, Arc<Security>) {
@@ -47,28 +53,15 @@ pub fn router(app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
-    let stream = Router::new().route("/events", get(stream::events)).with_state(app.clone());
-    let machine = Router::new()
-        .route("/v1/stream-tickets", post(stream::ticket))
-        .route("/v1/events/{seq}", get(history::event))
-        .route("/v1/rooms/{room}/events", get(history::room))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(figures::metrics))
-        .route("/stats", get(figures::stats))
-        .route("/docs", get(docs::overview))
-        .route("/docs/api", get(docs::reference))
-        .route("/docs/stream", get(docs::stream_guide))
-        .route("/docs/problems", get(docs::problem_list))
-        .route("/docs/problems/{code}", get(docs::problem_page))
-        .route("/openapi.yaml", get(docs::openapi))
-        .with_state(app.clone());
+    let stream = Router::from(stream()).with_state(app.clone());
+    let machine = Router::from(streams().merge(operations()).merge(pages())).with_state(app.clone());
+    let domain = Router::from(domain::router()).with_state(app.domain());
+    let hooks = Router::from(domain::hooks()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
     // Around limits and the timeout, whose answers an `EventSource` must not get.
     let stream =
         counted(stream, &app).layer(timeout).layer(from_fn_with_state(app.metrics.clone(), come_back::come_back));
-    let routes = Router::new().merge(machine).nest("/v1", domain::router().with_state(app.domain()));
-    counted(routes, &app)
+    counted(Router::new().merge(machine).merge(hooks).nest(DOMAIN, domain), &app)
         .layer(timeout)
         .merge(stream)
         .layer(DefaultBodyLimit::max(body_bytes_max))
@@ -81,6 +74,58 @@ pub fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), security::watch))
         .layer(from_fn(request::identify))
         .layer(from_fn_with_state(app, close_while_draining))
+}
+
+/// The event stream itself.
+fn stream() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(stream::follow_events)).headed("stream", "Follow events, and read them back")
+}
+
+/// What goes with it: tickets for it, and the log that it comes from.
+fn streams() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(stream::make_ticket))
+        .routes(routes!(history::read_event))
+        .routes(routes!(history::read_room))
+        .emits::<Open<'_>>("stream:open", "The first event of every stream. It has no `id` when `resume` is `reset`.")
+        .emits::<ResetTo>(
+            "stream:reset",
+            "The stream cannot go on exactly where the client was; read the state again. It goes on from `cursor`.",
+        )
+        .emits::<Expiring>("stream:expiring", "The token expires soon; the stream ends with it.")
+        .emits::<Closing>(
+            "stream:closing",
+            "The last event of a stream that the server ends. A `retry:` of the same time stands before it.",
+        )
+        .emits::<Heartbeat>(
+            HEARTBEAT,
+            "After `heartbeat` without an event. Its `id` keeps a quiet stream's position young.",
+        )
+        .headed("stream", "Follow events, and read them back")
+}
+
+/// What runs a node.
+fn operations() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(probes::health))
+        .routes(routes!(probes::readiness))
+        .routes(routes!(figures::metrics))
+        .routes(routes!(figures::stats))
+        .headed("operations", "For probes and people; no token needed")
+}
+
+/// What tells people and machines how to use all that.
+fn pages() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(docs::overview))
+        .routes(routes!(docs::reference))
+        .routes(routes!(docs::stream_guide))
+        .routes(routes!(docs::hook_guide))
+        .routes(routes!(docs::updates_guide))
+        .routes(routes!(docs::problem_list))
+        .routes(routes!(docs::problem_page))
+        .routes(routes!(docs::openapi))
+        .headed("docs", "Pages for people, and this document; no token needed")
 }
 
 /// Counts requests for their address, finds out who calls, and counts writes for their caller; in this order.
@@ -98,17 +143,6 @@ async fn meet(State(app): State<App>, request: Request, next: Next) -> Response 
         app.people.saw(&caller);
     }
     next.run(Request::from_parts(parts, body)).await
-}
-
-/// Whether this node should get traffic.
-async fn ready(State(app): State<App>) -> Result<&'static str, Error> {
-    if app.draining.is_cancelled() {
-        return Err(Error::draining());
-    }
-    if !app.db.is_reachable() {
-        return Err(Error::unavailable("The database is out of reach."));
-    }
-    Ok("ready\n")
 }
 
 /// While the node drains, clients are told to use the next node for their next request: closing connections that they

@@ -10,49 +10,124 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, header::CACHE_CONTROL},
+    http::{HeaderMap, StatusCode, header::CACHE_CONTROL},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
+use utoipa::{
+    IntoParams, IntoResponses,
+    openapi::{ContentBuilder, ResponseBuilder},
+};
 
-use super::{address::Address, come_back::STREAM_HEADERS, security::Kind};
+use super::{
+    address::Address,
+    come_back::{EVENT_STREAM, NEVER_CHANGED, STREAM_HEADERS},
+    openapi::{always, sent},
+    security::Kind,
+};
 use crate::{
     app::App,
     auth::{
         Caller,
-        ticket::{Held, Listener, Tickets},
+        ticket::{Held, Listener, Made, Tickets},
     },
     error::{Code, Error, Result},
-    hub::{Opening, Refused, Session, User},
+    hub::{Opening, Refusal, Refused, Session, User},
     ids::{Room, TypeFilter},
-    web::Query,
+    log::Position,
+    web::{
+        Query,
+        openapi::{Responses, json},
+    },
 };
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct Parameters {
+    /// Names of rooms, separated by commas; at most `rooms-max` of them, counted without repeats.
     #[serde(default)]
+    #[param(default = "company", example = "company,division:north")]
     rooms: String,
+    /// Types of events, or their prefixes, separated by commas. `stream:*` and `heartbeat` always pass. A name that cannot
+    /// come is 400.
     #[serde(default)]
+    #[param(default = "", example = "project,membership:changed")]
     types: String,
+    /// A ticket from `POST /v1/stream-tickets`, for clients that cannot send the `Authorization` header, which goes before it.
+    /// Its caller is told in a stream of one `stream:closing` when to come back, where others get 408, 429 or a 5xx.
+    #[serde(default, rename = "ticket")]
+    #[param(value_type = Option<String>, nullable = false)]
+    _ticket: Option<IgnoredAny>,
+    /// The same as the header, for clients that cannot send it.
     #[serde(default)]
+    #[param(value_type = Position)]
     last_event_id: String,
 }
 
-/// Makes a ticket, with which a browser's `EventSource` opens a stream.
-pub(super) async fn ticket(State(tickets): State<Tickets>, caller: Caller) -> Result<Response> {
-    let made = tickets.make(&caller).await?;
-    Ok((StatusCode::CREATED, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(made)).into_response())
+/// A stream, and the ticket that is good for as long as it lasts.
+pub(super) struct Stream {
+    session: Session,
+    _ticket: Option<Held>,
 }
 
-/// Opens a stream.
-pub(super) async fn events(
+/// Make a ticket for a browser's stream
+///
+/// An `EventSource` sends no headers: it says who listens with `?ticket=`. A ticket is good for `GET /events` only, by `expiresAt`; once
+/// used it is good for as long as a stream of its lasts and for `ticket-idle` after that, never past the token that it was
+/// made with.
+#[utoipa::path(post, path = "/v1/stream-tickets")]
+pub(super) async fn make_ticket(State(tickets): State<Tickets>, caller: Caller) -> Result<NewTicket> {
+    tickets.make(&caller).await.map(NewTicket)
+}
+
+/// A ticket, shown once.
+pub(super) struct NewTicket(Made);
+
+impl IntoResponse for NewTicket {
+    fn into_response(self) -> Response {
+        (StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], Json(self.0)).into_response()
+    }
+}
+
+impl IntoResponses for NewTicket {
+    fn responses() -> Responses {
+        let made = json::<Made>("It was made.").header("Cache-Control", always("no-store"));
+        [("201".to_owned(), made.build().into())].into()
+    }
+}
+
+/// Follow the events of some rooms
+///
+/// Opens a stream of Server-Sent Events. Its first event is `stream:open`.
+///
+/// Without `rooms` the stream is in `company`. The caller's own `user:` room is always joined and not counted. Rooms that
+/// the caller may not join are listed in `stream:open`; if that is all of them, the answer is 403.
+///
+/// To resume, send the last `id` that was read: as the header `Last-Event-ID`, which browsers do by themselves, or as the
+/// parameter `last_event_id`. The `Crewcast-Cursor` of a read is such an id too. Every event of the rooms since then
+/// follows once. Where that is not possible the stream says so with `stream:reset`: read the state again.
+#[utoipa::path(
+    get,
+    path = "/events",
+    params(
+        Parameters,
+        (
+            "Last-Event-ID" = Option<Position>,
+            Header,
+            nullable = false,
+            description = "The position to resume from. It goes before the parameter; an empty one is none."
+        )
+    ),
+    responses((status = 403))
+)]
+pub(super) async fn follow_events(
     State(app): State<App>,
     address: Address,
     Listener { caller, ticket }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
-) -> Result<Response> {
+) -> Result<Stream> {
     let asked = rooms(&parameters.rooms, app.config.limits.rooms_max as usize)?;
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
@@ -71,16 +146,16 @@ pub(super) async fn events(
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
-    Ok((STREAM_HEADERS, Body::new(Listening { session, _ticket: ticket })).into_response())
+    Ok(Stream { session, _ticket: ticket })
 }
 
-/// A stream, and the ticket that is good for as long as it lasts.
-struct Listening {
-    session: Session,
-    _ticket: Option<Held>,
+impl IntoResponse for Stream {
+    fn into_response(self) -> Response {
+        (STREAM_HEADERS, Body::new(self)).into_response()
+    }
 }
 
-impl http_body::Body for Listening {
+impl http_body::Body for Stream {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -89,6 +164,30 @@ impl http_body::Body for Listening {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
         Pin::new(&mut self.session).poll_frame(cx)
+    }
+}
+
+/// The beginning of a stream.
+const EXAMPLE: &str = r#"retry: 2000
+event: stream:open
+id: d781d231-B
+data: {"streamId":"01a20834-c383-77bb-b50e-69c92aaca66a","user":{"id":"ana","name":null},"rooms":["company","division:north","user:ana"],"refused":[],"resume":"live","heartbeatMs":15000,"node":"2226"}
+
+event: project:updated
+id: d781d231--W
+data: {"projectId":"01a20834-c789-71f3-93b9-1d13b4f86540","field":"endsOn","newValue":"2026-12-06","updatedBy":"ana","meta":{"seq":2,"at":"2026-11-23T11:40:06.463Z","rooms":["project:01a20834-c789-71f3-93b9-1d13b4f86540","division:north"],"version":2}}
+
+"#;
+
+impl IntoResponses for Stream {
+    fn responses() -> Responses {
+        let frames = ContentBuilder::new().schema(Some(sent())).example(Some(EXAMPLE.into()));
+        let stream = ResponseBuilder::new()
+            .description("The stream. It lasts until the client or the server ends it, or the token expires.")
+            .header("Cache-Control", always(NEVER_CHANGED))
+            .header("X-Accel-Buffering", always("no"))
+            .content(EVENT_STREAM, frames.build());
+        [("200".to_owned(), stream.into())].into()
     }
 }
 
@@ -122,7 +221,7 @@ async fn judge(app: &App, caller: &Caller, asked: Vec<Room>) -> Result<(Vec<Stri
         if may {
             joined.push(room.to_string());
         } else {
-            refused.push(Refused { room: room.to_string(), reason: "forbidden" });
+            refused.push(Refused { room: room.to_string(), reason: Refusal::Forbidden });
         }
     }
     if joined.is_empty() {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Closing, Hub, mailbox::Mailbox};
+use super::{Closing, Hub, frames::ClosingReason, mailbox::Mailbox};
 
 /// How often the next streams are told.
 const STEP: Duration = Duration::from_millis(50);
@@ -24,7 +24,7 @@ impl Hub {
             if due >= Instant::now() + STEP {
                 sleep_until(due).await;
             }
-            mailbox.close(Closing::usual("draining", nth as u64));
+            mailbox.close(Closing::usual(ClosingReason::Draining, nth as u64));
         }
         drop(streams);
         self.streams.subscribe().wait_for(|streams| *streams == 0).await.expect("the hub owns the sender");

@@ -22,6 +22,7 @@
 mod chunk;
 mod closing;
 mod drain;
+mod frames;
 mod mailbox;
 mod past;
 mod pump;
@@ -51,8 +52,9 @@ use tokio::{
 
 pub use self::{
     closing::Closing,
+    frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
     pump::{Pump, PumpSettings},
-    session::{Opening, Refused, Session, User},
+    session::{Opening, Session},
 };
 use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 use crate::{

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Duration, vec};
 
 use tokio_stream::Stream;
 
-use super::{Hub, Live, ring::Delivery, session::Reset};
+use super::{Hub, Live, frames::Reset, ring::Delivery};
 use crate::{
     log::{LogError, Page, Position, Reader},
     metrics::Gauge,

@@ -2,7 +2,7 @@
 
 use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
 
-use super::{Hub, State, Tail, mailbox::Mailbox, ring::Delivery, session::Reset};
+use super::{Hub, State, Tail, frames::Reset, mailbox::Mailbox, ring::Delivery};
 use crate::{
     error::{Code, Error},
     ids::TypeFilter,

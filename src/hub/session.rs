@@ -14,20 +14,20 @@ use std::{
 
 use bytes::Bytes;
 use serde::Serialize;
-use serde_json::json;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
     Closing, Hub, Tail,
     chunk::Chunk,
+    frames::{ClosingReason, Expiring, Heartbeat, Open, Refused, Reset, ResetTo, Resume, User},
     mailbox::Taken,
     past::{self, Chapter, Pages},
     seat::{Attached, Seat},
 };
 use crate::{
     error::Error,
-    ids::TypeFilter,
+    ids::{HEARTBEAT, TypeFilter},
     log::{LogError, Position, Reader},
     sse,
 };
@@ -40,24 +40,6 @@ const LAG_EVERY: u64 = 16;
 
 /// How long a new stream waits for the pump to look at the log.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Who a stream belongs to.
-#[derive(Debug, Clone, Serialize)]
-pub struct User {
-    /// The caller's `sub`.
-    pub id: String,
-    /// What they are called.
-    pub name: Option<String>,
-}
-
-/// A room that the stream did not get, and why.
-#[derive(Debug, Clone, Serialize)]
-pub struct Refused {
-    /// Its name.
-    pub room: String,
-    /// One of the reasons of the wire contract.
-    pub reason: &'static str,
-}
 
 /// What a stream is opened with.
 #[derive(Debug)]
@@ -76,34 +58,6 @@ pub struct Opening {
     pub last_event_id: Option<String>,
     /// When its credentials end.
     pub expires_at: OffsetDateTime,
-}
-
-/// Why a stream can't go on where the client was: it has to read its state again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Reset {
-    /// The position was made by another log.
-    Foreign,
-    /// Some of what follows it was deleted.
-    TooOld,
-    /// It is no position.
-    Malformed,
-    /// It claims transactions that this log does not have.
-    Unknown,
-    /// More was missed than is sent one by one.
-    TooMany,
-}
-
-impl Reset {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Foreign => "foreign",
-            Self::TooOld => "too_old",
-            Self::Malformed => "malformed",
-            Self::Unknown => "unknown",
-            Self::TooMany => "too_many",
-        }
-    }
 }
 
 /// One stream.
@@ -125,7 +79,7 @@ pub struct Session {
     quiet_since: Instant,
     expires: Expiry,
     /// Why it ended; none while it runs, and when the client left.
-    ended: Option<&'static str>,
+    ended: Option<ClosingReason>,
 }
 
 /// When a stream's credentials end.
@@ -203,17 +157,22 @@ impl Session {
 
     fn greet(&mut self, opening: &Opening, start: Start) {
         let (resume, id) = match &start {
-            Start::Live => ("live", Some(self.at.to_string())),
-            Start::Replay(from, _) => ("replayed", Some(from.to_string())),
-            Start::Reset(_) => ("reset", None),
+            Start::Live => (Resume::Live, Some(self.at.to_string())),
+            Start::Replay(from, _) => (Resume::Replayed, Some(from.to_string())),
+            Start::Reset(_) => (Resume::Reset, None),
         };
         let settings = &self.seat.hub.settings;
-        let open = json!({
-            "streamId": opening.stream_id, "user": opening.user, "rooms": opening.rooms, "refused": opening.refused,
-            "resume": resume, "heartbeatMs": settings.heartbeat.as_millis() as u64, "node": settings.node,
-        });
-        self.own.push(sse::retry(RETRY_MS));
-        self.own.push(sse::event("stream:open", id.as_deref(), &open.to_string()));
+        let open = Open {
+            stream_id: opening.stream_id,
+            user: &opening.user,
+            rooms: &opening.rooms,
+            refused: &opening.refused,
+            resume,
+            heartbeat_ms: settings.heartbeat.as_millis() as u64,
+            node: &settings.node,
+        };
+        let open = frame("stream:open", id.as_deref(), &open);
+        self.own.extend([sse::retry(RETRY_MS), open]);
         match start {
             Start::Live => {}
             Start::Replay(from, source) => (self.at, self.source) = (from, source),
@@ -223,14 +182,11 @@ impl Session {
 
     fn push_reset(&mut self, reason: Reset) {
         self.seat.hub.metrics.resets.count("reason", reason.as_str());
-        let id = self.at.to_string();
-        let data = json!({ "reason": reason, "cursor": id });
-        self.own.push(sse::event("stream:reset", Some(&id), &data.to_string()));
+        self.push_own("stream:reset", &ResetTo { reason, cursor: self.at.to_string() });
     }
 
-    fn push_own(&mut self, kind: &str, data: &serde_json::Value) {
-        let id = self.at.to_string();
-        self.own.push(sse::event(kind, Some(&id), &data.to_string()));
+    fn push_own(&mut self, kind: &str, data: &impl Serialize) {
+        self.own.push(frame(kind, Some(&self.at.to_string()), data));
     }
 
     /// The next bytes; none once the stream has ended.
@@ -386,11 +342,10 @@ impl Session {
         while self.timer.as_mut().poll(cx).is_ready() && !matches!(self.source, Source::Ended) {
             let now = Instant::now();
             if now >= self.expires.at {
-                return self.close(Closing { reason: "expired", reconnect_ms: RETRY_MS });
+                return self.close(Closing { reason: ClosingReason::Expired, reconnect_ms: RETRY_MS });
             }
             if self.expires.told.take_if(|told| now >= *told).is_some() {
-                let date = self.expires.date.format(&Rfc3339).unwrap_or_default();
-                self.push_own("stream:expiring", &json!({ "expiresAt": date }));
+                self.push_own("stream:expiring", &Expiring { expires_at: self.expires.date });
             }
             let heartbeat = self.seat.hub.settings.heartbeat;
             if now >= self.quiet_since + heartbeat {
@@ -408,8 +363,7 @@ impl Session {
         {
             self.at = at;
         }
-        let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        self.push_own(crate::ids::HEARTBEAT, &json!({ "at": at }));
+        self.push_own(HEARTBEAT, &Heartbeat { at: OffsetDateTime::now_utc() });
     }
 }
 
@@ -428,9 +382,13 @@ impl http_body::Body for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.seat.hub.metrics.streams_closed.count("reason", self.ended.unwrap_or("gone"));
+        self.seat.hub.metrics.streams_closed.count("reason", self.ended.map_or("gone", ClosingReason::as_str));
         tracing::debug!(target: "crewcast::events", stream_id = %self.stream_id, "stream closed");
     }
+}
+
+fn frame(kind: &str, id: Option<&str>, data: &impl Serialize) -> Bytes {
+    sse::event(kind, id, &serde_json::to_string(data).expect("data is plain text and numbers"))
 }
 
 fn out_of_reach() -> Error {

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use serde::de::Deserializer;
 use time::{Date, Weekday, format_description::FormatItem, macros::format_description};
+use utoipa::openapi::{KnownFormat, SchemaFormat};
 
-use super::{InvalidName, deserialize_from_str, is_made_of};
+use super::{InvalidName, deserialize_from_str, is_made_of, schema};
 
 const DAY_RULE: &str = "a day such as 2026-11-23";
 const DAY: &[FormatItem<'_>] = format_description!("[year]-[month]-[day]");
@@ -43,9 +44,12 @@ impl fmt::Display for Day {
     }
 }
 
-serde_as_string!(Day, DAY_RULE);
+serde_as_string!(Day, DAY_RULE, schema::text(DAY_RULE).format(Some(SchemaFormat::KnownFormat(KnownFormat::Date))));
 
 const WEEK_RULE: &str = "a week such as 2026-W48, from W01 to the W52 or W53 that its year has (ISO 8601)";
+
+/// The same, for clients, as far as a pattern can say it.
+const WEEK_PATTERN: &str = "[0-9]{4}-W(0[1-9]|[1-4][0-9]|5[0-3])";
 
 /// A week of ISO 8601, written `2026-W48`: from Monday to Sunday, in the year that has its Thursday.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,12 +92,13 @@ impl fmt::Display for Week {
     }
 }
 
-serde_as_string!(Week, WEEK_RULE);
+serde_as_string!(Week, WEEK_RULE, schema::pattern(WEEK_RULE, WEEK_PATTERN).examples(["2026-W48"]));
 
 name!(
     /// A time of the day, written `18:30`.
     TimeOfDay,
     "a time of the day from 00:00 to 23:59",
+    "([01][0-9]|2[0-3]):[0-5][0-9]",
     |s| matches!(s.as_bytes(), [h1, h2, b':', m1, m2]
         if matches!((h1, h2), (b'0'..=b'1', b'0'..=b'9') | (b'2', b'0'..=b'3'))
             && matches!((m1, m2), (b'0'..=b'5', b'0'..=b'9')))
@@ -103,6 +108,7 @@ name!(
     /// The name of a time zone, as IANA has it. Whether there is one of that name is not judged here.
     TimeZone,
     "a time zone such as Europe/Berlin: 1 to 64 characters of A-Z a-z 0-9 / _ + -",
+    "[A-Za-z0-9/_+-]{1,64}",
     |s| is_made_of(s, 64, |b| b.is_ascii_alphanumeric() || b"/_+-".contains(&b))
 );
 

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::de::Deserializer;
+use utoipa::openapi::{ObjectBuilder, Type};
 
 use super::{InvalidName, deserialize_from_str, is_made_of, is_slug_byte, shown};
 
@@ -70,6 +71,7 @@ name!(
     /// The type of an event in the log, such as `project:updated` or `erp:synced`.
     EventType,
     "an event type: prefix:name of at most 64 bytes, the prefix of a-z 0-9 -, the name of a-z 0-9 _ . -",
+    "[a-z0-9-]{1,62}:[a-z0-9_.-]{1,62}",
     is_event_type
 );
 
@@ -85,6 +87,16 @@ impl EventType {
     pub fn is_builtin_prefix(&self) -> bool {
         is_builtin(self.prefix())
     }
+}
+
+/// The schema of the types that others publish under.
+#[must_use]
+pub fn custom_type() -> ObjectBuilder {
+    let mut prefixes: Vec<&str> = BUILTIN_TYPES.iter().filter_map(|name| name.split(':').next()).collect();
+    prefixes.dedup();
+    let pattern = format!("^(?!({}):)[a-z0-9-]+:[a-z0-9_.-]+$", prefixes.join("|"));
+    let custom = ObjectBuilder::new().schema_type(Type::String).max_length(Some(TYPE_BYTES_MAX)).pattern(Some(pattern));
+    custom.description(Some("Under a prefix that is not one of the service's own.")).examples(["erp:synced"])
 }
 
 /// A `types` parameter that names something that cannot come; the message names it.

@@ -14,7 +14,7 @@ use serde::de::{Deserializer, Visitor};
 use uuid::Uuid;
 
 pub use calendar::{Day, TimeOfDay, TimeZone, Week};
-pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter};
+pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter, custom_type};
 pub use text::{InvalidText, Text};
 
 /// Characters of a refused name that its error shows.
@@ -67,9 +67,9 @@ where
     deserializer.deserialize_str(FromString(expected, PhantomData))
 }
 
-/// Serialises by `Display` and deserialises by `FromStr`.
+/// Serialises by `Display` and deserialises by `FromStr`; a string in the API's document.
 macro_rules! serde_as_string {
-    ($name:ident, $expected:expr) => {
+    ($name:ident, $expected:expr, $schema:expr) => {
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -81,12 +81,20 @@ macro_rules! serde_as_string {
                 deserialize_from_str(deserializer, $expected)
             }
         }
+
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                $schema.into()
+            }
+        }
+
+        impl utoipa::ToSchema for $name {}
     };
 }
 
 /// A name that is a string with a rule. Cloning one costs a reference count.
 macro_rules! name {
-    ($(#[$meta:meta])* $name:ident, $rule:literal, $valid:expr) => {
+    ($(#[$meta:meta])* $name:ident, $rule:literal, $pattern:literal, $valid:expr) => {
         $(#[$meta])*
         #[doc = concat!("\n\nThe rule: ", $rule, ".")]
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,12 +145,13 @@ macro_rules! name {
             }
         }
 
-        serde_as_string!($name, $rule);
+        serde_as_string!($name, $rule, crate::ids::schema::pattern($rule, $pattern));
     };
 }
 // Below the macros, which they use.
 mod calendar;
 mod event_type;
+mod schema;
 mod text;
 
 /// Whether `s` has 1 to `max` bytes, all of them allowed (which makes bytes characters).
@@ -158,6 +167,7 @@ name!(
     /// Who a caller is: the `sub` of their token.
     Sub,
     "a user id: 1 to 128 characters of A-Z a-z 0-9 . _ @ | : + ~ -",
+    "[A-Za-z0-9._@|:+~-]{1,128}",
     |s| is_made_of(s, 128, |b| b.is_ascii_alphanumeric() || b"._@|:+~-".contains(&b))
 );
 
@@ -165,6 +175,7 @@ name!(
     /// The id of a division or an account, chosen by people.
     Slug,
     "a slug: 1 to 64 characters of a-z 0-9 -",
+    "[a-z0-9-]{1,64}",
     |s| is_made_of(s, 64, is_slug_byte)
 );
 
@@ -172,12 +183,18 @@ name!(
     /// The name of a custom room, without its `topic:`.
     TopicName,
     "a topic: 1 to 128 characters of A-Z a-z 0-9 . _ -",
+    "[A-Za-z0-9._-]{1,128}",
     |s| is_made_of(s, 128, |b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 );
 
 /// The rule for rooms, for messages.
 const ROOM_RULE: &str = "a room: rooms are company, division:{slug}, project:{uuid, hyphenated \
                          and lowercase}, user:{sub} and topic:{name}";
+
+/// The same, for clients.
+const ROOM_PATTERN: &str = "company|division:[a-z0-9-]{1,64}\
+                            |project:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\
+                            |user:[A-Za-z0-9._@|:+~-]{1,128}|topic:[A-Za-z0-9._-]{1,128}";
 
 /// What events are addressed to and streams join.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -237,7 +254,7 @@ impl fmt::Display for Room {
     }
 }
 
-serde_as_string!(Room, "the name of a room");
+serde_as_string!(Room, "the name of a room", schema::pattern(ROOM_RULE, ROOM_PATTERN));
 
 #[cfg(test)]
 mod tests {

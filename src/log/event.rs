@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{FromRow, Row as _, postgres::PgRow};
 use time::{OffsetDateTime, format_description::FormatItem, macros::format_description};
+use utoipa::ToSchema;
 
 use crate::ids::{EventType, Room};
 
@@ -92,18 +93,26 @@ impl FromRow<'_, PgRow> for Event {
     }
 }
 
-/// What the server adds to every payload.
-#[derive(Serialize)]
+/// What the server adds to every payload of the log, as its last member.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Meta<'a> {
+pub struct Meta<'a> {
+    /// The event's number. It is not a position.
     seq: i64,
+    /// When it was appended.
     #[serde(serialize_with = "milliseconds")]
     at: OffsetDateTime,
+    /// The rooms it is addressed to, without `user:` rooms.
     #[serde(serialize_with = "without_users")]
+    #[schema(value_type = Vec<Room>)]
     rooms: &'a [String],
+    /// The version of what it speaks of, after the change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, minimum = 1)]
     version: Option<i64>,
+    /// The `Idempotency-Key` of the request that changed it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     mutation_id: Option<String>,
 }
 

@@ -72,7 +72,7 @@ use std::ops::Range;
 use sqlx::PgConnection;
 
 pub use self::{
-    event::{Event, NewEvent},
+    event::{Event, Meta, NewEvent},
     position::{Epoch, Position, Reading, Snapshot},
     read::{BODIES, KEYS, KEYS_MAX, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, one},
 };

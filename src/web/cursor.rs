@@ -6,8 +6,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use utoipa::{IntoResponses, ToSchema};
 
-use super::{Entity, etag};
+use super::{
+    Entity, List, Plain, etag,
+    openapi::{Responses, header, json},
+};
 use crate::{db::Read, log::Position};
 
 /// The header with the position of the snapshot that an answer was read from: a stream that resumes from it begins
@@ -34,6 +38,27 @@ impl<T> Seen<T> {
         T: Entity,
     {
         Self { version: Some(entity.version()), ..Self::at(read, entity) }
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Seen<List<T>> {
+    fn responses() -> Responses {
+        let page = json::<List<T>>("A page.").header_ref("Crewcast-Cursor", header("Cursor"));
+        [("200".to_owned(), page.into())].into()
+    }
+}
+
+impl<T: ToSchema> IntoResponses for Seen<Plain<T>> {
+    fn responses() -> Responses {
+        let seen = json::<T>("As it is now.").header_ref("Crewcast-Cursor", header("Cursor"));
+        [("200".to_owned(), seen.into())].into()
+    }
+}
+
+impl<E: Entity + ToSchema> IntoResponses for Seen<E> {
+    fn responses() -> Responses {
+        let seen = json::<E>(&format!("The {}.", E::NOUN)).header_ref("Crewcast-Cursor", header("Cursor"));
+        [("200".to_owned(), seen.header_ref("ETag", header("ETag")).into())].into()
     }
 }
 

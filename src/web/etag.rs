@@ -5,6 +5,10 @@ use axum::http::header::IF_MATCH;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue};
 
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::{ObjectBuilder, Type};
+
 use super::{Changed, Entity};
 use crate::error::{Code, Error, Result};
 
@@ -153,6 +157,17 @@ fn version(tag: &[u8]) -> Option<i64> {
     let tag = std::str::from_utf8(tag).ok()?;
     let version: i64 = tag.parse().ok()?;
     (version.to_string() == tag).then_some(version)
+}
+
+impl IntoParams for IfMatch {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        let description = "The `ETag` that the caller knows, or a list of them, or `*`. A change is 412 where somebody else \
+                           has changed one of the same fields since; changes of different fields go together. A deletion is \
+                           412 where anything has changed since. Without it the last writer wins.";
+        let condition = ParameterBuilder::new().name("If-Match").parameter_in(ParameterIn::Header);
+        let condition = condition.schema(Some(ObjectBuilder::new().schema_type(Type::String)));
+        vec![condition.description(Some(description)).example(Some("\"7\"".into())).build()]
+    }
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for IfMatch {

@@ -32,6 +32,7 @@ use crate::{
     auth::{Caller, Verifier},
     db::{Db, Sweep, Write},
     error::{Code, Error, Result},
+    ids::Sub,
     log::NewEvent,
 };
 
@@ -95,7 +96,7 @@ impl Tx {
     ///
     /// # Errors
     /// As [`Write::commit`].
-    pub async fn commit(mut self, answer: Answer) -> Result<Answer> {
+    pub async fn commit<A>(mut self, answer: Answer<A>) -> Result<Answer<A>> {
         if let Some(repeatable) = &self.repeatable {
             repeatable.keep(&mut self.write, &answer).await?;
         }
@@ -160,8 +161,22 @@ where
         let (mut parts, rest) = request.into_parts();
         let repeatable = Repeatable::of(&mut parts, state).await?;
         let bytes = body::read(Request::from_parts(parts, rest), state).await?;
-        let body = body::parse(&bytes)?;
-        let repeatable = repeatable.map(|repeatable| repeatable.with_body(&bytes));
+        Self::of(&bytes, repeatable, state).await
+    }
+}
+
+impl<T: DeserializeOwned> Mutation<T> {
+    /// What a body asks for that was read already, by a request that is known again by its name, if it has one.
+    ///
+    /// # Errors
+    /// As the extractor.
+    pub async fn of<S>(bytes: &[u8], repeatable: Option<Repeatable>, state: &S) -> Result<Self, NotBegun>
+    where
+        Db: FromRef<S>,
+        IdempotencyTtl: FromRef<S>,
+    {
+        let body = body::parse(bytes)?;
+        let repeatable = repeatable.map(|repeatable| repeatable.with_body(bytes));
         let tx = Tx::begin(&Db::from_ref(state), repeatable, IdempotencyTtl::from_ref(state)).await?;
         Ok(Self { tx, body })
     }
@@ -193,20 +208,21 @@ impl IntoResponse for NotBegun {
     }
 }
 
-/// The name that the client gave the request; none without the header.
-fn key(headers: &HeaderMap) -> Result<Option<String>> {
-    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+/// The name that the client gave the request in this header; none without it.
+fn key(headers: &HeaderMap, name: &HeaderName) -> Result<Option<String>> {
+    let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let is_key =
         |key: &&str| (1..=KEY_CHARS_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
     let key = value.to_str().ok().filter(is_key).filter(|_| values.next().is_none());
-    let rule = "`Idempotency-Key` must be given once, as 1 to 128 visible ASCII characters without spaces.";
-    key.map(|key| Some(key.to_owned())).ok_or_else(|| Error::new(Code::InvalidHeader, rule))
+    let rule =
+        || format!("`{name}` must be given once, as 1 to {KEY_CHARS_MAX} visible ASCII characters without spaces.");
+    key.map(|key| Some(key.to_owned())).ok_or_else(|| Error::new(Code::InvalidHeader, rule()))
 }
 
 /// A request that can be known again.
 #[derive(Debug)]
-struct Repeatable {
+pub struct Repeatable {
     sub: String,
     key: String,
     /// Of what must be the same in a repeat.
@@ -220,11 +236,22 @@ impl Repeatable {
         S: Send + Sync,
         Arc<Verifier>: FromRef<S>,
     {
-        let Some(key) = key(&parts.headers)? else { return Ok(None) };
-        let sub = Caller::from_request_parts(parts, state).await?.sub.to_string();
+        if !parts.headers.contains_key(IDEMPOTENCY_KEY) {
+            return Ok(None);
+        }
+        let sub = Caller::from_request_parts(parts, state).await?.sub;
+        Self::by(&IDEMPOTENCY_KEY, &sub, parts)
+    }
+
+    /// The request of this caller, if it was named in this header.
+    ///
+    /// # Errors
+    /// 400 `invalid_header` when that is no name.
+    pub fn by(header: &HeaderName, sub: &Sub, parts: &Parts) -> Result<Option<Self>> {
+        let Some(key) = key(&parts.headers, header)? else { return Ok(None) };
         let address = parts.uri.path_and_query().map_or("", |address| address.as_str());
         let fingerprint = Sha256::new().chain_update(format!("{} {address}\n", parts.method));
-        Ok(Some(Self { sub, key, fingerprint }))
+        Ok(Some(Self { sub: sub.to_string(), key, fingerprint }))
     }
 
     fn with_body(self, body: &[u8]) -> Self {
@@ -263,7 +290,7 @@ impl Repeatable {
         }
     }
 
-    async fn keep(&self, conn: &mut PgConnection, answer: &Answer) -> Result<()> {
+    async fn keep<A>(&self, conn: &mut PgConnection, answer: &Answer<A>) -> Result<()> {
         sqlx::query(
             "insert into crewcast.answers (sub, key, fingerprint, status, location, version, body)
              values ($1, $2, $3, $4, $5, $6, $7)
@@ -301,7 +328,7 @@ mod tests {
         for value in values {
             headers.append(IDEMPOTENCY_KEY, HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
-        key(&headers).map_err(|error| error.code())
+        key(&headers, &IDEMPOTENCY_KEY).map_err(|error| error.code())
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! Lists in pages: `?after=&limit=` in, `{items, nextCursor}` out.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::{ArrayBuilder, SchemaType};
+use utoipa::openapi::{ObjectBuilder, Ref, RefOr, Schema, Type};
+use utoipa::{IntoParams, PartialSchema, ToSchema};
 use uuid::Uuid;
 
+use super::openapi::schemas_of;
 use crate::error::{Code, Error as Refusal};
 
 /// Items of a page that nobody sized.
@@ -15,12 +20,14 @@ pub const LIMIT_DEFAULT: u32 = 50;
 pub const LIMIT_MAX: u32 = 200;
 
 /// Which page of a list is wanted. Can be flattened into a query with more parameters.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub struct Page {
-    /// The `nextCursor` of the page before; the first page has none.
+    /// The `nextCursor` of the page before; an empty one is none.
     #[serde(default, deserialize_with = "not_empty")]
     pub after: Option<String>,
-    /// Items at most: 1 to [`LIMIT_MAX`].
+    /// Items at most.
+    #[param(minimum = 1, maximum = 200, default = 50)]
     #[serde(default = "limit_default", deserialize_with = "limit")]
     pub limit: u32,
 }
@@ -113,9 +120,37 @@ impl<T> List<T> {
     }
 }
 
+impl<T: ToSchema> PartialSchema for List<T> {
+    fn schema() -> RefOr<Schema> {
+        let items = ArrayBuilder::new().items(Ref::from_schema_name(T::name()));
+        let next = ObjectBuilder::new().schema_type(SchemaType::from_iter([Type::String, Type::Null]));
+        let next = next.description(Some("The `after` of the next page; null on the last one."));
+        let list = ObjectBuilder::new().property("items", items).property("nextCursor", next);
+        list.required("items").required("nextCursor").into()
+    }
+}
+
+impl<T: ToSchema> ToSchema for List<T> {
+    fn name() -> Cow<'static, str> {
+        format!("{}List", T::name()).into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.extend(schemas_of::<T>());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_document_has_the_limits_that_hold() {
+        let parameters = Page::into_params(|| None);
+        let limit = serde_json::to_value(&parameters[1]).unwrap();
+        assert_eq!(limit["schema"]["maximum"], LIMIT_MAX);
+        assert_eq!(limit["schema"]["default"], LIMIT_DEFAULT);
+    }
 
     #[test]
     fn a_page_ends_with_a_cursor_when_there_is_more() {

@@ -8,9 +8,11 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use super::RequestId;
-use crate::error::{Code, Problem};
+use crate::error::{Code, FieldError, Problem};
 
 /// The media type of problems.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -18,16 +20,29 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// Where each code has its page: this and the code's name.
 pub const PAGES: &str = "/docs/problems/";
 
-/// What is sent.
-#[derive(Serialize)]
+/// RFC 9457. A code can have more members, listed with the answer.
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Rendered {
+#[schema(as = Problem)]
+pub struct Rendered {
+    /// A page about the code.
+    #[schema(format = "uri-reference", examples("/docs/problems/not_found"))]
     r#type: String,
+    /// The same for every problem of this code.
     title: &'static str,
     status: u16,
+    code: Code,
+    /// About this very case, for a person.
+    detail: String,
+    /// What is wrong with which field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldError>,
     #[serde(flatten)]
-    problem: Problem,
+    #[schema(ignore)]
+    members: Map<String, Value>,
+    /// The `X-Request-Id`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required, value_type = Uuid)]
     request_id: Option<String>,
 }
 
@@ -71,7 +86,10 @@ fn with_body(response: Response, problem: Problem, id: Option<RequestId>) -> Res
         r#type: format!("{PAGES}{}", problem.code),
         title: problem.code.title(),
         status: parts.status.as_u16(),
-        problem,
+        code: problem.code,
+        detail: problem.detail,
+        errors: problem.errors,
+        members: problem.members,
         request_id: id.map(|id| id.to_string()),
     });
     parts.headers.remove(CONTENT_LENGTH);
@@ -90,7 +108,7 @@ mod tests {
     use axum::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
     use axum::middleware::from_fn;
     use axum::routing::{get, post};
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tower::ServiceExt as _;
     use tower_http::limit::RequestBodyLimitLayer;
     use tower_http::timeout::TimeoutLayer;

@@ -26,7 +26,7 @@ async fn no_request_gets_an_answer_that_the_document_does_not_have() {
     let output = Command::new(SCHEMATHESIS)
         .args(["run", &format!("{base}/openapi.yaml"), "--url", &base, "--checks", CHECKS])
         .args(["--header", &format!("Authorization: Bearer {}", token("ana", &[Role::Admin]))])
-        // A stream does not end.
+        // A stream does not end. CPython 3.11 may fail to parse sources in two threads at once, which its workers do.
         .args(["--exclude-path", "/events", "--max-examples", "25", "--seed", "1", "--workers", "1", "--no-color"])
         .args(["--suppress-health-check", "all", "--request-timeout", "30"])
         .current_dir(reports.path())

@@ -9,8 +9,8 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    openapi::actions,
     support::{database, server},
-    tidy::actions,
 };
 
 /// Asks without a token.
@@ -113,7 +113,7 @@ async fn every_operation_and_schema_of_the_document_is_in_the_reference() {
 async fn every_link_and_anchor_of_every_page_leads_somewhere() {
     let server = server(&database().await, &[]).await;
     let pages = pages(&server).await;
-    assert_eq!(pages.len(), 4 + Code::ALL.len());
+    assert_eq!(pages.len(), 6 + Code::ALL.len());
     for (path, html) in &pages {
         let ids = values(html, "id");
         assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "an id stands twice in {path}");

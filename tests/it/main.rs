@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
+mod alerts;
 mod bounds;
 mod browser;
 mod buffers;
@@ -14,6 +15,7 @@ mod drain;
 mod embedded;
 mod events;
 mod first;
+mod hooks;
 mod input;
 mod joins;
 mod jwks;
@@ -21,6 +23,7 @@ mod limits;
 mod load;
 mod merge;
 mod model;
+mod openapi;
 mod people;
 mod phases;
 mod projects;

@@ -36,6 +36,8 @@ enum Use {
     Tests,
     /// For machines that a newcomer does not have: their names are made up.
     Production,
+    /// For a server with a secret for webhooks; `hooks.rs` has one.
+    Hooks,
 }
 
 fn used(block: &str) -> Use {
@@ -43,6 +45,7 @@ fn used(block: &str) -> Use {
         "cargo run\n" => Use::Server,
         "./test\n" => Use::Tests,
         _ if block.contains("db.internal") => Use::Production,
+        _ if block.contains("CREWCAST_WEBHOOK_SECRET") => Use::Hooks,
         _ if block.starts_with("cargo run -q -- tail") => Use::Interactive,
         _ => Use::Pasted,
     }

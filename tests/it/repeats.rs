@@ -38,9 +38,17 @@ async fn a_repeat_gets_the_first_answer_byte_for_byte_on_any_node_and_changes_no
     let id = ana.project("north").await;
     let phase = ana.make(&format!("/v1/projects/{id}/phases"), json!({ "name": "Shell" })).await;
     let employee = ana.employee("north", 40.0).await;
+    ana.send(Method::PUT, "/v1/accounts/main", json!({ "name": "Main" })).await;
+    let rule = json!({ "accountId": "main", "below": 5, "severity": "info", "audience": ["company"] });
+    let alert = json!({ "kind": "x", "severity": "info", "title": "x", "body": "", "audience": ["company"] });
+    let hook = json!({ "type": "alert", "timestamp": "2026-11-24T09:00:00Z", "data": alert });
+    // Whoever reads their inbox for the first time opens it.
+    ana.read("/v1/alerts").await;
+    let acknowledged = ana.make("/v1/alerts", alert.clone()).await;
     let mut conn = connect(&url).await;
     let count = "select (select count(*) from crewcast.events) + (select count(*) from crewcast.projects)
-                      + (select count(*) from crewcast.employees)";
+                      + (select count(*) from crewcast.employees) + (select count(*) from crewcast.alert_rules)
+                      + (select sum(version) from crewcast.accounts)::bigint";
     let assignment = json!({ "employeeId": employee, "projectId": id, "week": "2026-W48", "hours": 8 });
     for (nth, (method, path, body)) in [
         (Method::POST, "/v1/projects".to_owned(), json!({ "name": "New", "division": "north" })),
@@ -51,6 +59,13 @@ async fn a_repeat_gets_the_first_answer_byte_for_byte_on_any_node_and_changes_no
         (Method::PUT, format!("/v1/projects/{id}/members/eva"), json!({ "role": "viewer" })),
         (Method::POST, "/v1/assignments".to_owned(), assignment),
         (Method::PUT, format!("/v1/employees/{employee}/capacity"), json!({ "weeklyHours": 20 })),
+        (Method::PUT, "/v1/accounts/other".to_owned(), json!({ "name": "Other" })),
+        (Method::PUT, "/v1/accounts/main/balance".to_owned(), json!({ "balance": 0.5 })),
+        (Method::POST, "/v1/alert-rules".to_owned(), rule),
+        (Method::POST, "/v1/alerts".to_owned(), alert),
+        (Method::POST, format!("/v1/alerts/{acknowledged}/ack"), Value::Null),
+        (Method::POST, "/hooks/alerts".to_owned(), hook),
+        (Method::POST, "/v1/alerts/ack-all".to_owned(), Value::Null),
         (Method::DELETE, format!("/v1/projects/{id}/members/eva"), Value::Null),
         (Method::DELETE, format!("/v1/projects/{id}/phases/{phase}"), Value::Null),
         (Method::DELETE, format!("/v1/projects/{id}"), Value::Null),

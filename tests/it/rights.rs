@@ -1,12 +1,14 @@
 //! Who may do what: what one may not read is not there, what one may read and not do is forbidden.
 
+use std::collections::BTreeSet;
+
 use crewcast::auth::{Claims, Role, Roles};
-use reqwest::{Method, StatusCode};
+use reqwest::{Method, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use crate::{
+    openapi::{Document, actions, is_of},
     support::{Client, database, mint, server, token},
-    tidy::actions,
 };
 
 /// The columns: viewer, editor, member of the division, outsider, manager, admin, service, expired.
@@ -34,6 +36,7 @@ fn callers(server: &crewcast::app::Server) -> Vec<Client> {
 /// What the paths of the table stand for. `{p}` is a project of north with its viewer and editor and `{d}` one that was
 /// deleted; `{f}` and `{a}` are a phase of `{p}` and an assignment to it, `{s}` is the event that told of the phase.
 /// `{e}` is an employee with that assignment, long past, and `{g}` is one without any, for whom the table makes one.
+/// `{r}` is a rule about the account `main`, and `{l}` an alert to those who may join the room of `{p}`.
 struct Things(Vec<(&'static str, String)>);
 
 impl Things {
@@ -54,13 +57,25 @@ impl Things {
         let (employee, free) = (ana.employee("north", 40.0).await, ana.employee("north", 40.0).await);
         let body = json!({ "employeeId": employee, "projectId": project, "week": "2020-W53", "hours": 8 });
         let assignment = ana.make("/v1/assignments", body).await;
-        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}"];
-        Self(names.into_iter().zip([project, deleted, phase, assignment, seq, employee, free]).collect())
+        ana.send(Method::PUT, "/v1/accounts/main", json!({ "name": "Main" })).await;
+        let rule = ana.make("/v1/alert-rules", rule()).await;
+        let alert = ana.make("/v1/alerts", alert(&format!("project:{project}"))).await;
+        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}", "{r}", "{l}"];
+        let things = [project, deleted, phase, assignment, seq, employee, free, rule, alert];
+        Self(names.into_iter().zip(things).collect())
     }
 
     fn put_into(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, (name, id)| text.replace(name, id))
     }
+}
+
+fn rule() -> Value {
+    json!({ "accountId": "main", "below": 5, "severity": "info", "audience": ["company"] })
+}
+
+fn alert(room: &str) -> Value {
+    json!({ "kind": "note", "severity": "info", "title": "x", "body": "", "audience": [room] })
 }
 
 type Row = (&'static str, &'static str, Value, [u16; 8]);
@@ -70,7 +85,23 @@ fn table() -> Vec<Row> {
     let make = json!({ "name": "New", "division": "north" });
     let employee = json!({ "name": "New", "division": "north", "weeklyHours": 40 });
     let assignment = json!({ "employeeId": "{g}", "projectId": "{p}", "week": "2020-W53", "hours": 8 });
+    let hook = json!({ "type": "alert", "timestamp": "2026-11-24T09:00:00Z", "data": alert("company") });
+    let kept_by_managers = [404, 404, 404, 404, 200, 200, 200, 401];
     vec![
+        ("GET", "/v1/accounts", Value::Null, kept_by_managers),
+        ("GET", "/v1/accounts/main", Value::Null, kept_by_managers),
+        ("PUT", "/v1/accounts/main", name.clone(), kept_by_managers),
+        ("PUT", "/v1/accounts/main/balance", json!({ "balance": 7 }), kept_by_managers),
+        ("GET", "/v1/alert-rules", Value::Null, kept_by_managers),
+        ("POST", "/v1/alert-rules", rule(), [404, 404, 404, 404, 201, 201, 201, 401]),
+        ("GET", "/v1/alert-rules/{r}", Value::Null, kept_by_managers),
+        ("PATCH", "/v1/alert-rules/{r}", json!({ "below": 7 }), kept_by_managers),
+        ("DELETE", "/v1/alert-rules/{r}", Value::Null, [404, 404, 404, 404, 204, 204, 204, 401]),
+        ("GET", "/v1/alerts", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
+        ("POST", "/v1/alerts", alert("company"), [403, 403, 403, 403, 201, 201, 201, 401]),
+        ("POST", "/v1/alerts/{l}/ack", Value::Null, [200, 200, 200, 404, 200, 200, 403, 401]),
+        ("POST", "/v1/alerts/ack-all", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
+        ("POST", "/hooks/alerts", hook, [403, 403, 403, 403, 403, 201, 201, 401]),
         ("GET", "/v1/divisions", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("PUT", "/v1/divisions/north", name.clone(), [403, 403, 403, 403, 200, 200, 200, 401]),
         ("GET", "/v1/projects", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
@@ -127,27 +158,36 @@ fn table() -> Vec<Row> {
 async fn every_route_answers_every_role_as_the_table_says() {
     let server = server(&database().await, &[]).await;
     let (ana, callers) = (Client::admin(&server), callers(&server));
-    let shared = Things::make(&ana).await;
+    let (shared, document) = (Things::make(&ana).await, Document::made());
     for (method, path, body, expected) in table() {
         for (column, (caller, expected)) in callers.iter().zip(expected).enumerate() {
             // What may be changed is each cell's own.
             let own = if method == "GET" { None } else { Some(Things::make(&ana).await) };
             let things = own.as_ref().unwrap_or(&shared);
-            let mut request = caller.request(method.parse().unwrap(), &things.put_into(path));
+            let path = things.put_into(path);
+            let mut request = caller.request(method.parse().unwrap(), &path);
             if !body.is_null() {
                 request = request.header("content-type", "application/json").body(things.put_into(&body.to_string()));
             }
             let response = request.send().await.unwrap();
             assert_eq!(response.status().as_u16(), expected, "{method} {path}, column {column}");
+            let (status, media_type) = (response.status(), response.headers().get(CONTENT_TYPE).cloned());
+            let media_type = media_type.as_ref().map_or("", |media_type| media_type.to_str().unwrap());
+            // A stream has no end.
+            let is_stream = media_type == "text/event-stream";
+            let body = if is_stream { Default::default() } else { response.bytes().await.unwrap() };
+            document.check(method, &path, (status, media_type, &body));
         }
     }
     server.stop().await;
 }
 
 /// Routes that take no token, so that nobody has a right to them.
-const OPEN: [&str; 10] = [
+const OPEN: [&str; 12] = [
     "/docs",
     "/docs/api",
+    "/docs/hooks",
+    "/docs/optimistic-updates",
     "/docs/problems",
     "/docs/problems/{code}",
     "/docs/stream",
@@ -159,12 +199,12 @@ const OPEN: [&str; 10] = [
 ];
 
 #[test]
+fn the_document_says_of_no_other_route_that_it_takes_no_token() {
+    assert_eq!(Document::made().open(), BTreeSet::from(OPEN.map(str::to_owned)));
+}
+
+#[test]
 fn the_table_has_every_route() {
-    let is_of = |path: &str, route: &str| {
-        let path: Vec<&str> = path.split('?').next().unwrap_or_default().split('/').collect();
-        let route: Vec<&str> = route.split('/').collect();
-        path.len() == route.len() && path.iter().zip(route).all(|(part, name)| name.starts_with('{') || *part == name)
-    };
     let table = table();
     let is_judged = |(method, route): &(String, String)| {
         OPEN.contains(&route.as_str()) || table.iter().any(|(verb, path, ..)| verb == method && is_of(path, route))

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-fn sources(dir: &Path) -> Vec<PathBuf> {
+/// Every file below a folder.
+pub fn sources(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] }).collect()
 }
@@ -51,62 +52,4 @@ fn the_domain_appends_and_never_sends() {
 #[test]
 fn a_layer_that_is_crossed_is_found() {
     assert!(!offenders("http", &["domain"]).is_empty() && !offenders("app", &["hub"]).is_empty());
-}
-
-const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
-
-/// What the routes in a file do, as method and path below `base`.
-fn actions_in(file: &Path, base: &str) -> Vec<(String, String)> {
-    let text = fs::read_to_string(file).unwrap();
-    let routes = text.split(".route(").skip(1).filter_map(|rest| {
-        let (path, handlers) = arguments(rest).trim_start().strip_prefix('"')?.split_once('"')?;
-        let methods = METHODS.into_iter().filter(|method| handlers.contains(&format!("{method}(")));
-        Some(methods.map(|method| (method.to_uppercase(), format!("{base}{path}"))).collect::<Vec<_>>())
-    });
-    routes.flatten().collect()
-}
-
-/// What stands before the parenthesis that closes a call.
-fn arguments(call: &str) -> &str {
-    let mut depth = 1;
-    let end = call.find(|c| {
-        depth += i32::from(c == '(') - i32::from(c == ')');
-        depth == 0
-    });
-    &call[..end.unwrap_or(call.len())]
-}
-
-/// Everything that can be done: each method of each route.
-pub fn actions() -> Vec<(String, String)> {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let domain = sources(&src.join("domain"));
-    let mut actions: Vec<_> = domain.iter().flat_map(|file| actions_in(file, "/v1")).collect();
-    actions.extend(actions_in(&src.join("http/mod.rs"), ""));
-    actions
-}
-
-/// The same, as the document has it.
-fn documented(document: &str) -> Vec<(String, String)> {
-    let (mut path, mut actions) = (String::new(), Vec::new());
-    for line in document.lines() {
-        let verb = line.strip_prefix("    ").and_then(|line| line.strip_suffix(':'));
-        if let Some(key) = line.strip_prefix("  /").and_then(|line| line.strip_suffix(':')) {
-            path = format!("/{key}");
-        } else if let Some(verb) = verb.filter(|verb| METHODS.contains(verb)) {
-            actions.push((verb.to_uppercase(), path.clone()));
-        }
-    }
-    actions
-}
-
-#[test]
-fn the_document_has_every_route_and_no_other_and_every_code() {
-    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.yaml")).unwrap();
-    let (mut actions, mut documented) = (actions(), documented(&document));
-    actions.sort();
-    documented.sort();
-    assert_eq!(documented, actions);
-    for code in crewcast::error::Code::ALL {
-        assert!(document.contains(code.as_str()), "{code}");
-    }
 }

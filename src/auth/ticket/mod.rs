@@ -29,6 +29,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use utoipa::ToSchema;
 
 use self::{
     judge::{Judge, Verdict},
@@ -160,8 +161,9 @@ impl FromStr for Ticket {
 }
 
 /// A new ticket, as its caller is told of it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = StreamTicket)]
 pub struct Made {
     ticket: String,
     /// By when it must be used.

@@ -5,14 +5,11 @@
 //!
 //! Assignments have no events of their own; those of capacity are told in the parent's doc.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use sqlx::{Connection as _, PgConnection, Postgres, QueryBuilder};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
@@ -21,7 +18,10 @@ use crate::{
     db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
+    web::{
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        PathArg, Query, Seen, Tx, present,
+    },
 };
 
 /// An assignment's columns.
@@ -32,21 +32,25 @@ macro_rules! columns {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/assignments", get(list).post(make))
-        .route("/assignments/{id}", get(read).patch(change).delete(delete))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_assignments, make_assignment))
+        .routes(routes!(read_assignment, change_assignment, delete_assignment))
+        .headed("assignments", "Who works on what in which week. Everybody reads them, managers make and change them")
 }
 
 /// An assignment as it is answered.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Assignment {
     id: Uuid,
     employee_id: Uuid,
     project_id: Uuid,
+    #[schema(value_type = Week)]
     week: String,
+    #[schema(value_type = Hours)]
     hours: Number,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -71,7 +75,7 @@ impl Assignment {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     employee_id: Uuid,
@@ -80,37 +84,55 @@ struct Make {
     hours: Hours,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What is left out stays as it is.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     employee_id: Option<Uuid>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     project_id: Option<Uuid>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     week: Option<Week>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     hours: Option<Hours>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
+    /// Only this employee's.
     employee_id: Option<Uuid>,
+    /// Only those to this project.
     project_id: Option<Uuid>,
+    /// Only those in this week.
     week: Option<Week>,
-    /// The employee's division.
+    /// Only those of employees of this division.
     division: Option<Slug>,
     #[serde(flatten)]
+    #[param(ignore)]
     page: Page,
 }
 
-async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+/// List the assignments
+///
+/// Oldest first. Filters narrow one another.
+#[utoipa::path(get, path = "/assignments", params(Filter, Page))]
+async fn list_assignments(
+    State(db): State<Db>,
+    _: Caller,
+    Query(filter): Query<Filter>,
+) -> Result<Seen<List<Assignment>>> {
     let mut statement = filter.statement()?;
     let mut read = db.read().await?;
     let assignments: Vec<Assignment> = statement.build_query_as().fetch_all(&mut *read).await?;
     let list = filter.page.list(assignments, |assignment| assignment.id.to_string());
-    Ok(Seen::at(&read, list).into_response())
+    Ok(Seen::at(&read, list))
 }
 
 impl Filter {
@@ -138,7 +160,23 @@ impl Filter {
     }
 }
 
-async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+/// Assign an employee to a project for a week
+///
+/// For managers, admins and services. There is one for each employee, project and week: a second is 409. Causes
+/// `capacity:updated`.
+#[utoipa::path(
+    post,
+    path = "/assignments",
+    request_body = inline(Make),
+    responses(
+        (status = 403),
+        (status = 409, description = "`already_exists`: the employee has an assignment to this project in this week.")
+    )
+)]
+async fn make_assignment(
+    _: Manages,
+    Mutation { mut tx, body: make }: Mutation<Make>,
+) -> Result<Answer<Made<Assignment>>> {
     Locked::take(&mut tx, &[make.project_id], &[make.employee_id])
         .await?
         .require(Some(make.project_id), Some(make.employee_id))?;
@@ -160,18 +198,35 @@ async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Re
     tx.commit(Answer::made(format!("/v1/assignments/{}", assignment.id), &assignment)).await
 }
 
-async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+/// Read an assignment
+#[utoipa::path(get, path = "/assignments/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
+async fn read_assignment(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Seen<Assignment>> {
     let mut read = db.read().await?;
     let assignment = find(&mut read, id).await?;
-    Ok(Seen::entity(&read, assignment).into_response())
+    Ok(Seen::entity(&read, assignment))
 }
 
-async fn change(
+/// Change some of an assignment's fields
+///
+/// For managers, admins and services. Causes one `capacity:updated` for each week of an employee whose hours are not what
+/// they were: two where it moves to another week or employee, none where only the project changes.
+#[utoipa::path(
+    patch,
+    path = "/assignments/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses(
+        (status = 403),
+        (status = 404),
+        (status = 409, description = "`already_exists`: the employee has an assignment to this project in this week.")
+    )
+)]
+async fn change_assignment(
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
     Mutation { mut tx, body: change }: Mutation<Change>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Assignment>>> {
     let old = hold(&mut tx, id, &change).await?;
     let mut new = old.clone();
     let changed = change.apply(&mut new);
@@ -185,7 +240,21 @@ async fn change(
     tx.commit(Answer::current(&new)).await
 }
 
-async fn delete(_: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+/// Delete an assignment
+///
+/// For managers, admins and services. Causes `capacity:updated`.
+#[utoipa::path(
+    delete,
+    path = "/assignments/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    responses((status = 403), (status = 404))
+)]
+async fn delete_assignment(
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
     let assignment = hold(&mut tx, id, &Change::default()).await?;
     if_match.require(&assignment)?;
     let before = capacity_of(&mut tx, &[assignment.key()]).await?;

@@ -6,14 +6,11 @@
 //!
 //! Employees have no events of their own; those of capacity are told in the parent's doc.
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::{get, put},
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use super::{Domain, Hours, Number, assignments, capacity_of, tell};
@@ -22,7 +19,10 @@ use crate::{
     db::Db,
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
-    web::{Answer, Changed, Entity, FieldVersions, IfMatch, Mutation, Page, PathArg, Query, Seen, Tx, present},
+    web::{
+        Answer, Changed, Current, Describe as _, Entity, FieldVersions, IfMatch, List, Made, Mutation, Nothing, Page,
+        PathArg, Query, Seen, Tx, present,
+    },
 };
 
 /// An employee's columns.
@@ -33,21 +33,26 @@ macro_rules! columns {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new()
-        .route("/employees", get(list).post(make))
-        .route("/employees/{id}", get(read).patch(change).delete(delete))
-        .route("/employees/{id}/capacity", put(set_capacity))
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    OpenApiRouter::new()
+        .routes(routes!(list_employees, make_employee))
+        .routes(routes!(read_employee, change_employee, delete_employee))
+        .routes(routes!(set_weekly_hours))
+        .headed("employees", "Everybody reads them, managers keep them")
 }
 
 /// An employee as they are answered.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Employee {
     id: Uuid,
+    #[schema(value_type = Name)]
     name: String,
+    #[schema(value_type = Slug)]
     division: String,
+    #[schema(value_type = Hours)]
     weekly_hours: Number,
+    #[schema(minimum = 1)]
     version: i64,
     #[serde(skip)]
     field_versions: FieldVersions,
@@ -67,7 +72,7 @@ impl Entity for Employee {
 
 type Name = Text<1, 200>;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Make {
     name: Name,
@@ -75,31 +80,42 @@ struct Make {
     weekly_hours: Hours,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What is left out stays as it is.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Change {
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     name: Option<Name>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     division: Option<Slug>,
     #[serde(default, deserialize_with = "present")]
+    #[schema(nullable = false)]
     weekly_hours: Option<Hours>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SetCapacity {
+struct SetWeeklyHours {
     weekly_hours: Hours,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Filter {
+    /// Only those of this division.
     division: Option<Slug>,
     #[serde(flatten)]
+    #[param(ignore)]
     page: Page,
 }
 
-async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+/// List the employees
+///
+/// Oldest first.
+#[utoipa::path(get, path = "/employees", params(Filter, Page))]
+async fn list_employees(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Seen<List<Employee>>> {
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;
@@ -115,10 +131,14 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
     .bind(page.rows())
     .fetch_all(&mut *read)
     .await?;
-    Ok(Seen::at(&read, page.list(employees, |employee| employee.id.to_string())).into_response())
+    Ok(Seen::at(&read, page.list(employees, |employee| employee.id.to_string())))
 }
 
-async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer> {
+/// Make an employee
+///
+/// For managers, admins and services. It causes no event.
+#[utoipa::path(post, path = "/employees", request_body = inline(Make), responses((status = 403)))]
+async fn make_employee(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Result<Answer<Made<Employee>>> {
     let employee: Employee = sqlx::query_as(concat!(
         "insert into crewcast.employees (id, name, division, weekly_hours) values ($1, $2, $3, $4) returning ",
         columns!()
@@ -133,32 +153,74 @@ async fn make(_: Manages, Mutation { mut tx, body: make }: Mutation<Make>) -> Re
     tx.commit(Answer::made(format!("/v1/employees/{}", employee.id), &employee)).await
 }
 
-async fn read(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Response> {
+/// Read an employee
+#[utoipa::path(get, path = "/employees/{id}", params(("id" = Uuid, Path)), responses((status = 404)))]
+async fn read_employee(State(db): State<Db>, _: Caller, PathArg(id): PathArg<Uuid>) -> Result<Seen<Employee>> {
     let mut read = db.read().await?;
     let employee = find(&mut read, id).await?;
-    Ok(Seen::entity(&read, employee).into_response())
+    Ok(Seen::entity(&read, employee))
 }
 
-async fn change(
+/// Change some of an employee's fields
+///
+/// For managers, admins and services. Other weekly hours or another division cause one `capacity:updated` for each week
+/// from the current one on that has assignments; on a move both divisions are told. A name causes no event.
+#[utoipa::path(
+    patch,
+    path = "/employees/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(Change),
+    responses((status = 403), (status = 404))
+)]
+async fn change_employee(
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
     Mutation { tx, body: change }: Mutation<Change>,
-) -> Result<Answer> {
+) -> Result<Answer<Current<Employee>>> {
     apply(tx, id, &if_match, change).await
 }
 
-async fn set_capacity(
+/// Set how much an employee works
+///
+/// For managers, admins and services. Causes what the same change by `PATCH` does.
+#[utoipa::path(
+    put,
+    path = "/employees/{id}/capacity",
+    params(("id" = Uuid, Path), IfMatch),
+    request_body = inline(SetWeeklyHours),
+    responses((status = 403), (status = 404))
+)]
+async fn set_weekly_hours(
     _: Manages,
     PathArg(id): PathArg<Uuid>,
     if_match: IfMatch,
-    Mutation { tx, body: set }: Mutation<SetCapacity>,
-) -> Result<Answer> {
+    Mutation { tx, body: set }: Mutation<SetWeeklyHours>,
+) -> Result<Answer<Current<Employee>>> {
     let change = Change { weekly_hours: Some(set.weekly_hours), ..Change::default() };
     apply(tx, id, &if_match, change).await
 }
 
-async fn delete(_: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut tx: Tx) -> Result<Answer> {
+/// Delete an employee
+///
+/// For managers, admins and services. Somebody with assignments in the current week or later is in use: 409. Past
+/// assignments go with the employee, and cause one `capacity:updated` for each week that had hours.
+#[utoipa::path(
+    delete,
+    path = "/employees/{id}",
+    params(("id" = Uuid, Path), IfMatch),
+    responses(
+        (status = 403),
+        (status = 404),
+        (status = 409, description = "`in_use`: the employee has assignments in the current week or later.")
+    )
+)]
+async fn delete_employee(
+    _: Manages,
+    PathArg(id): PathArg<Uuid>,
+    if_match: IfMatch,
+    mut tx: Tx,
+) -> Result<Answer<Nothing>> {
     lock(&mut tx, &[id]).await?;
     let employee = find(&mut tx, id).await?;
     if_match.require(&employee)?;
@@ -173,7 +235,7 @@ async fn delete(_: Manages, PathArg(id): PathArg<Uuid>, if_match: IfMatch, mut t
     tx.commit(Answer::nothing()).await
 }
 
-async fn apply(mut tx: Tx, id: Uuid, if_match: &IfMatch, change: Change) -> Result<Answer> {
+async fn apply(mut tx: Tx, id: Uuid, if_match: &IfMatch, change: Change) -> Result<Answer<Current<Employee>>> {
     lock(&mut tx, &[id]).await?;
     let old = find(&mut tx, id).await?;
     let mut employee = old.clone();

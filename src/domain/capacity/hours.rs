@@ -3,6 +3,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 /// Hours that a week has: nobody works more, and nobody can be planned for more in one place.
 const HOURS_MAX: f64 = 168.0;
@@ -34,6 +38,15 @@ impl Hours {
         ((0.0..=HOURS_MAX).contains(&given) && is_in_hundredths).then_some(Self(given.abs()))
     }
 }
+
+impl PartialSchema for Hours {
+    fn schema() -> RefOr<Schema> {
+        let hours = ObjectBuilder::new().schema_type(Type::Number).minimum(Some(0)).maximum(Some(HOURS_MAX));
+        hours.description(Some("Hours of a week, with at most two decimals.")).into()
+    }
+}
+
+impl ToSchema for Hours {}
 
 impl<'de> Deserialize<'de> for Hours {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -14,15 +14,11 @@ mod assignments;
 mod employees;
 mod hours;
 
-use axum::{
-    Router,
-    extract::State,
-    response::{IntoResponse, Response},
-    routing::get,
-};
+use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use sqlx::PgConnection;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 use self::hours::{Hours, Number};
@@ -33,7 +29,7 @@ use crate::{
     error::Result,
     ids::{Slug, Week},
     log::NewEvent,
-    web::{Page, Query, Seen, Tx},
+    web::{Describe as _, List, Page, Query, Seen, Tx},
 };
 
 /// The week that it is now.
@@ -64,32 +60,76 @@ macro_rules! capacity {
 }
 
 /// The routes.
-pub(super) fn router() -> Router<Domain> {
-    Router::new().route("/capacity", get(list)).merge(employees::router()).merge(assignments::router())
+pub(super) fn router() -> OpenApiRouter<Domain> {
+    let capacity = OpenApiRouter::new()
+        .routes(routes!(list_capacity))
+        .emits::<Updated<'_>>(
+            "capacity:updated",
+            "A week of an employee that a write left other than it was, as the write left it. To `company` and the \
+             division's room, and on a move to the room of the division that was left. It has no version; of two about one \
+             week, the one with the higher `seq` is the later.",
+        )
+        .headed("capacity", "How full the employees' weeks are");
+    OpenApiRouter::new().merge(employees::router()).merge(assignments::router()).merge(capacity)
 }
 
 /// An employee's week, as it is answered.
-#[derive(Debug, PartialEq, Serialize, sqlx::FromRow)]
+#[derive(Debug, PartialEq, Serialize, sqlx::FromRow, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct Capacity {
     employee_id: Uuid,
+    #[schema(value_type = Slug)]
     division: String,
+    #[schema(value_type = Week)]
     week: String,
+    /// The sum of the week's assignments.
+    #[schema(value_type = f64, minimum = 0)]
     hours: Number,
+    #[schema(value_type = Hours)]
     weekly_hours: Number,
+    /// `hours` over `weeklyHours`, rounded to four decimals: 0.85 is 85 %, and more than 1 is overbooked. Null where
+    /// `weeklyHours` is 0.
+    #[schema(required, value_type = Option<f64>, minimum = 0, examples(0.85))]
     utilization: Option<Number>,
 }
 
-#[derive(Debug, Deserialize)]
+/// The data of `capacity:updated`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = CapacityUpdatedData)]
+struct Updated<'a> {
+    #[schema(value_type = Slug)]
+    division: &'a str,
+    employee_id: Uuid,
+    /// The week's `utilization`.
+    #[schema(required, value_type = Option<f64>, minimum = 0, examples(0.85))]
+    new_utilization: Option<Number>,
+    #[schema(value_type = Week)]
+    week: &'a str,
+    /// The sum of the week's assignments.
+    #[schema(value_type = f64, minimum = 0)]
+    hours: Number,
+    #[schema(value_type = Hours)]
+    weekly_hours: Number,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Filter {
+    /// Only employees of this division.
     division: Option<Slug>,
+    /// The current week (in UTC) when it is left out.
     week: Option<Week>,
     #[serde(flatten)]
+    #[param(ignore)]
     page: Page,
 }
 
-/// Every employee's week, also of those who have nothing to do in it.
-async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Response> {
+/// List the employees' week
+///
+/// One item for each employee, also for those who have nothing to do in it. By employee, oldest first.
+#[utoipa::path(get, path = "/capacity", params(Filter, Page))]
+async fn list_capacity(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> Result<Seen<List<Capacity>>> {
     let page = filter.page;
     let after = page.after_id()?;
     let mut read = db.read().await?;
@@ -107,7 +147,7 @@ async fn list(State(db): State<Db>, _: Caller, Query(filter): Query<Filter>) -> 
     .bind(page.rows())
     .fetch_all(&mut *read)
     .await?;
-    Ok(Seen::at(&read, page.list(capacity, |capacity| capacity.employee_id.to_string())).into_response())
+    Ok(Seen::at(&read, page.list(capacity, |capacity| capacity.employee_id.to_string())))
 }
 
 /// Takes a project's assignments away: what was planned for it is free again. The project is locked, so none is added.
@@ -144,11 +184,15 @@ async fn tell(tx: &mut Tx, before: Vec<Capacity>) -> Result<()> {
     Ok(())
 }
 
-fn updated(now: &Capacity) -> serde_json::Value {
-    json!({
-        "division": now.division, "employeeId": now.employee_id, "newUtilization": now.utilization, "week": now.week,
-        "hours": now.hours, "weeklyHours": now.weekly_hours,
-    })
+fn updated(now: &Capacity) -> Updated<'_> {
+    Updated {
+        division: &now.division,
+        employee_id: now.employee_id,
+        new_utilization: now.utilization,
+        week: &now.week,
+        hours: now.hours,
+        weekly_hours: now.weekly_hours,
+    }
 }
 
 fn rooms(before: &Capacity, now: &Capacity) -> Vec<String> {

@@ -14,6 +14,24 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
+use utoipa::{
+    IntoResponses,
+    openapi::{ObjectBuilder, ResponseBuilder, Type},
+};
+
+use crate::{
+    http::openapi::{always, text},
+    web::openapi::{Responses, header},
+};
+
+/// The media type of pages.
+const HTML: &str = "text/html";
+
+/// The media type of the OpenAPI document.
+pub(super) const YAML: &str = "application/yaml";
+
+/// A client keeps a page, and asks each time whether it is still the same.
+const NO_CACHE: &str = "no-cache";
 
 /// In every page, so that each is one request and stays whole when it is saved.
 const STYLE: &str = include_str!("style.css");
@@ -27,10 +45,11 @@ const ICON: &str = concat!(
 );
 
 /// The parts of the documentation, as the head of every page lists them.
-const PARTS: [(&str, &str); 5] = [
+const PARTS: [(&str, &str); 6] = [
     ("/docs", "Overview"),
     (super::api::PATH, "API"),
     (super::STREAM, "Stream"),
+    (super::UPDATES, "Updates"),
     (super::problems::PATH, "Problems"),
     (super::OPENAPI, "OpenAPI"),
 ];
@@ -119,8 +138,7 @@ impl Page {
     pub(super) fn answer(&self, request: &HeaderMap) -> Response {
         let headers = [
             (ETAG, self.etag.clone()),
-            // A client keeps it, and asks each time whether it is still the same.
-            (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+            (CACHE_CONTROL, HeaderValue::from_static(NO_CACHE)),
             (CONTENT_SECURITY_POLICY, policy()),
             (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
             (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -148,4 +166,44 @@ fn policy() -> HeaderValue {
          frame-ancestors 'none'"
     );
     HeaderValue::try_from(policy).expect("made of visible ASCII")
+}
+
+/// A page as it is answered.
+pub(in crate::http) struct Html(pub(super) Response);
+
+/// The OpenAPI document as it is answered.
+pub(in crate::http) struct Yaml(pub(super) Response);
+
+impl IntoResponse for Html {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl IntoResponse for Yaml {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl IntoResponses for Html {
+    fn responses() -> Responses {
+        let policy = ObjectBuilder::new().schema_type(Type::String);
+        let page = text(HTML, "A page that loads nothing else.");
+        kept(page.header("Content-Security-Policy", utoipa::openapi::Header::new(policy)))
+    }
+}
+
+impl IntoResponses for Yaml {
+    fn responses() -> Responses {
+        kept(text(YAML, "OpenAPI 3.1."))
+    }
+}
+
+/// What a client keeps, and that it has it.
+fn kept(answer: ResponseBuilder) -> Responses {
+    let whole = answer.header("Cache-Control", always(NO_CACHE)).header_ref("ETag", header("PageTag"));
+    let known = ResponseBuilder::new().description("The client has it, as `If-None-Match` says.");
+    let known = known.header_ref("ETag", header("PageTag"));
+    [("200".to_owned(), whole.into()), ("304".to_owned(), known.into())].into()
 }

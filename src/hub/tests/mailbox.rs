@@ -3,12 +3,12 @@
 use std::task::Context;
 
 use super::{
-    super::{Closing, mailbox::Taken},
+    super::{Closing, frames::ClosingReason, mailbox::Taken},
     *,
 };
 use crate::{ids::TypeFilter, log::position::tests::epoch};
 
-const CLOSING: Closing = Closing { reason: "draining", reconnect_ms: 7 };
+const CLOSING: Closing = Closing { reason: ClosingReason::Draining, reconnect_ms: 7 };
 
 fn live(read: u64, seq: i64, kind: &str) -> Arc<Live> {
     let at = Position::settled(epoch(), Snapshot::empty());

@@ -7,11 +7,11 @@ use std::task::{Context, Waker};
 
 use super::{
     super::{
+        frames::Reset,
         mailbox::Taken,
         ring::Delivery,
         ring::Ring,
         seat::{Attached, Seat},
-        session::Reset,
     },
     node::{Node, Sizes},
     *,

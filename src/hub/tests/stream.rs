@@ -7,10 +7,10 @@ use std::{
 
 use super::{
     super::{
+        frames::Reset,
         mailbox::Taken,
         ring::Delivery,
         seat::{Attached, Seat},
-        session::Reset,
     },
     *,
 };

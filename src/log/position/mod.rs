@@ -22,11 +22,15 @@ mod text;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 pub use snapshot::{LogAhead, NotASet, NotASnapshot, RawSnapshot, Snapshot};
 pub use text::{ParseError, TEXT_BYTES_MAX};
 use text::{whole_number, write_number};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 /// Which life of the log a position is from: 1 to 16 of `a-z` and `0-9`. Positions of different epochs have nothing to do
 /// with each other. Cheap to clone.
@@ -138,6 +142,21 @@ impl Position {
             return true;
         };
         self.includes(theirs) || self.rest().is_some_and(|(ours, k)| their_k <= k && ours.includes(theirs))
+    }
+}
+
+impl PartialSchema for Position {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String).max_length(Some(TEXT_BYTES_MAX));
+        let text = text.description(Some("A position in the event log. Opaque, store it and send it back."));
+        text.examples(["d781d231--W"]).into()
+    }
+}
+
+impl ToSchema for Position {
+    /// What clients call it.
+    fn name() -> Cow<'static, str> {
+        "Cursor".into()
     }
 }
 

@@ -13,8 +13,8 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use tokio::time::timeout;
 
 use crate::{
+    openapi::actions,
     support::{Client, PATIENCE, Stream, connect, database, mint, server, sql, token},
-    tidy::actions,
 };
 
 /// The status of an attempt to open a stream, and the answer when that is a problem.
