@@ -6,6 +6,7 @@
 
 pub mod alerts;
 mod capacity;
+mod comments;
 mod divisions;
 mod events;
 mod members;
@@ -52,6 +53,7 @@ pub fn router() -> OpenApiRouter<Domain> {
         .merge(members::router())
         .merge(phases::router())
         .merge(capacity::router())
+        .merge(comments::router())
         .merge(events::router())
         .merge(people::router())
         .merge(preferences::router())

@@ -411,6 +411,18 @@ pub(super) async fn look(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> 
     find(conn, caller, id, false).await.map(drop)
 }
 
+/// Makes sure that the caller may read a project, and that it stays until the transaction ends.
+///
+/// # Errors
+/// 404 when they may not, or it is not there.
+pub(super) async fn stay(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+    look(&mut *conn, caller, id).await?;
+    if hold_all(conn, &[id]).await?.is_empty() {
+        return Err(Error::not_found());
+    }
+    Ok(())
+}
+
 /// Locks a project, for a caller who edits it or what belongs to it.
 ///
 /// # Errors

@@ -53,6 +53,22 @@ pub const STANDINGS: &str = "
                        where project_id = asked.project and sub = asked.sub limit 1) as member on true
     order by asked.nth";
 
+/// Of these people, those who may read a project, by the claims that they were last seen with.
+///
+/// # Errors
+/// When Postgres refuses.
+pub(super) async fn readers(conn: &mut PgConnection, project_id: Uuid, subs: &[String]) -> Result<Vec<String>> {
+    let readers = sqlx::query_scalar(
+        "select sub from crewcast.people as person
+         where sub = any($1)
+           and (roles && '{manager,admin}'
+                or exists (select from crewcast.projects where id = $2 and division = any(person.divisions))
+                or exists (select from crewcast.members where project_id = $2 and sub = person.sub))
+         order by sub",
+    );
+    Ok(readers.bind(subs).bind(project_id).fetch_all(conn).await?)
+}
+
 /// What the task is told.
 #[derive(Debug, Clone)]
 pub struct JoinSettings {

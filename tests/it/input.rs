@@ -81,6 +81,7 @@ async fn raw(server: &crewcast::app::Server, head: &str, body: &[u8]) -> (u16, S
 async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
     let id = ana.project("north").await;
     let phase = ana.make(&format!("/v1/projects/{id}/phases"), json!({ "name": "Shell" })).await;
+    let comment = ana.make(&format!("/v1/projects/{id}/comments"), json!({ "body": "Look." })).await;
     let employee = ana.employee("north", 40.0).await;
     let body = json!({ "employeeId": employee, "projectId": id, "week": "2020-W53", "hours": 8 });
     let assignment = ana.make("/v1/assignments", body).await;
@@ -101,6 +102,8 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
         ("PATCH", format!("/v1/projects/{id}")),
         ("PUT", format!("/v1/projects/{id}/members/eva")),
         ("POST", format!("/v1/projects/{id}/phases")),
+        ("POST", format!("/v1/projects/{id}/comments")),
+        ("PATCH", format!("/v1/projects/{id}/comments/{comment}")),
         ("PATCH", format!("/v1/projects/{id}/phases/{phase}")),
         ("POST", "/v1/employees".to_owned()),
         ("PATCH", format!("/v1/employees/{employee}")),

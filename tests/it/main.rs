@@ -8,6 +8,7 @@ mod browser;
 mod buffers;
 mod capacity;
 mod cli;
+mod comments;
 mod contract;
 mod cors;
 mod docs;

@@ -36,7 +36,7 @@ fn callers(server: &crewcast::app::Server) -> Vec<Client> {
 /// What the paths of the table stand for. `{p}` is a project of north with its viewer and editor and `{d}` one that was
 /// deleted; `{f}` and `{a}` are a phase of `{p}` and an assignment to it, `{s}` is the event that told of the phase.
 /// `{e}` is an employee with that assignment, long past, and `{g}` is one without any, for whom the table makes one.
-/// `{r}` is a rule about the account `main`, and `{l}` an alert to those who may join the room of `{p}`.
+/// `{c}` is ana's comment on `{p}`, `{r}` is a rule about the account `main`, and `{l}` an alert to those who may join the room of `{p}`.
 struct Things(Vec<(&'static str, String)>);
 
 impl Things {
@@ -52,6 +52,7 @@ impl Things {
         let (status, _) = ana.send(Method::DELETE, &format!("/v1/projects/{deleted}"), Value::Null).await;
         assert_eq!(status, StatusCode::NO_CONTENT);
         let phase = ana.make(&format!("/v1/projects/{project}/phases"), json!({ "name": "Shell" })).await;
+        let comment = ana.make(&format!("/v1/projects/{project}/comments"), json!({ "body": "Look." })).await;
         let (_, events) = ana.read(&format!("/v1/rooms/project:{project}/events?limit=200")).await;
         let seq = events["items"].as_array().unwrap().last().unwrap()["data"]["meta"]["seq"].to_string();
         let (employee, free) = (ana.employee("north", 40.0).await, ana.employee("north", 40.0).await);
@@ -60,8 +61,8 @@ impl Things {
         ana.send(Method::PUT, "/v1/accounts/main", json!({ "name": "Main" })).await;
         let rule = ana.make("/v1/alert-rules", rule()).await;
         let alert = ana.make("/v1/alerts", alert(&format!("project:{project}"))).await;
-        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}", "{r}", "{l}"];
-        let things = [project, deleted, phase, assignment, seq, employee, free, rule, alert];
+        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}", "{r}", "{l}", "{c}"];
+        let things = [project, deleted, phase, assignment, seq, employee, free, rule, alert, comment];
         Self(names.into_iter().zip(things).collect())
     }
 
@@ -118,6 +119,12 @@ fn table() -> Vec<Row> {
         ("GET", "/v1/projects/{p}/phases/{f}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
         ("PATCH", "/v1/projects/{p}/phases/{f}", name.clone(), [403, 200, 403, 404, 200, 200, 200, 401]),
         ("DELETE", "/v1/projects/{p}/phases/{f}", Value::Null, [403, 204, 403, 404, 204, 204, 204, 401]),
+        ("GET", "/v1/projects/{p}/comments", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
+        ("POST", "/v1/projects/{p}/comments", json!({ "body": "x" }), [201, 201, 201, 404, 201, 201, 403, 401]),
+        ("GET", "/v1/projects/{p}/comments/{c}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
+        ("PATCH", "/v1/projects/{p}/comments/{c}", json!({ "body": "y" }), [403, 403, 403, 404, 403, 200, 403, 401]),
+        ("DELETE", "/v1/projects/{p}/comments/{c}", Value::Null, [403, 403, 403, 404, 204, 204, 403, 401]),
+        ("POST", "/v1/projects/{d}/comments", json!({ "body": "x" }), [404, 404, 404, 404, 404, 404, 403, 401]),
         ("GET", "/v1/projects/{d}/phases", Value::Null, [404, 404, 404, 404, 404, 404, 404, 401]),
         ("POST", "/v1/projects/{d}/phases", name.clone(), [404, 404, 404, 404, 404, 404, 404, 401]),
         ("GET", "/v1/employees", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),

@@ -152,6 +152,13 @@ impl TryFrom<Vec<Room>> for Audience {
     }
 }
 
+impl Audience {
+    /// Those in one room.
+    pub(super) fn of(room: &Room) -> Self {
+        Self(vec![room.to_string()])
+    }
+}
+
 impl PartialSchema for Audience {
     fn schema() -> RefOr<Schema> {
         let rooms = ArrayBuilder::new().items(Ref::from_schema_name(Room::name()));
