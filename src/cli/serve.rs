@@ -1,5 +1,7 @@
 //! `crewcast serve`: runs until a signal, and says first what to paste.
 
+use std::io::Write as _;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -17,7 +19,7 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let start = Server::start(config, |notice| println!("crewcast: {notice}"));
+    let start = Server::start(config, say);
     // A start can wait for a download or for a recovery: a signal ends it, too.
     let server = tokio::select! {
         server = start => server?,
@@ -29,13 +31,18 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
-    println!("crewcast: ending streams and finishing requests; once more to end at once");
+    say("ending streams and finishing requests; once more to end at once");
     tokio::select! {
         () = server.stop() => {}
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// Tells the person at the terminal, who may have closed it: that must not end the server.
+fn say(notice: &str) {
+    let _ = writeln!(std::io::stdout(), "crewcast: {notice}");
 }
 
 /// What to do next, ready to paste. Where tokens are not ours to mint, they have to be brought.

@@ -207,7 +207,7 @@ async fn make_comment(
     .bind(make.mentions.names())
     .fetch_one(&mut *tx)
     .await?;
-    tell(&mut tx, "comment:new", &comment);
+    tx.append(NewEvent::new("comment:new", rooms(&comment), comment.version, &comment));
     mention(&mut tx, &caller, &comment, &[]).await?;
     let location = format!("/v1/projects/{project_id}/comments/{}", comment.id);
     tx.commit(Answer::made(location, &comment)).await
@@ -261,7 +261,7 @@ async fn change_comment(
         return tx.commit(Answer::current(&old)).await;
     }
     let comment = store(&mut tx, &comment, &changed).await?;
-    tell(&mut tx, "comment:updated", &comment);
+    tx.append(NewEvent::new("comment:updated", rooms(&comment), comment.version, &comment));
     mention(&mut tx, &caller, &comment, &old.mentions).await?;
     tx.commit(Answer::current(&comment)).await
 }
@@ -289,7 +289,7 @@ async fn delete_comment(
     if_match.require(&comment)?;
     sqlx::query("delete from crewcast.comments where id = $1").bind(comment.id).execute(&mut *tx).await?;
     comment.version += 1;
-    tell(&mut tx, "comment:deleted", &comment);
+    tx.append(NewEvent::new("comment:deleted", rooms(&comment), comment.version, &comment));
     tx.commit(Answer::nothing()).await
 }
 
@@ -303,9 +303,8 @@ impl Change {
     }
 }
 
-fn tell(tx: &mut Tx, kind: &'static str, comment: &Comment) {
-    let rooms = vec![Room::Project(comment.project_id).to_string()];
-    tx.append(NewEvent::new(kind, rooms, comment.version, comment));
+fn rooms(comment: &Comment) -> Vec<String> {
+    vec![Room::Project(comment.project_id).to_string()]
 }
 
 /// What an alert calls somebody: a name has any length.

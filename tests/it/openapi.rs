@@ -260,6 +260,10 @@ async fn cause_everything(ana: &Client, project: &str) {
     let phase = ana.make(&phases, json!({ "name": "Shell" })).await;
     send(Method::PATCH, format!("{phases}/{phase}"), json!({ "position": 3, "endsOn": "2026-12-06" })).await;
     send(Method::DELETE, format!("{phases}/{phase}"), Value::Null).await;
+    let comments = format!("/v1/projects/{project}/comments");
+    let comment = ana.make(&comments, json!({ "body": "Look.", "mentions": ["eva"] })).await;
+    send(Method::PATCH, format!("{comments}/{comment}"), json!({ "body": "Look again." })).await;
+    send(Method::DELETE, format!("{comments}/{comment}"), Value::Null).await;
     send(Method::PUT, format!("/v1/projects/{project}/members/eva"), json!({ "role": "editor" })).await;
     send(Method::DELETE, format!("/v1/projects/{project}/members/eva"), Value::Null).await;
     let employee = ana.employee("north", 37.5).await;
