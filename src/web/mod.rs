@@ -17,7 +17,6 @@ pub mod query;
 pub mod request;
 mod strict;
 
-pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
 pub use entity::{Answer, Current, Entity, FieldVersions, Made, Nothing, Plain, Posted, Set};
 pub use etag::{IfMatch, etag};
