@@ -2,7 +2,7 @@
 //! managers and admins delete any. A deleted project's comments are gone with it.
 //!
 //! A comment can mention people. Whoever is mentioned and may read the project, by the claims that they were last seen
-//! with, gets an alert, once for each comment; whoever may not is not told that there is a project.
+//! with, gets an alert, and no second one for as long as the comment mentions them; whoever may not is not told that there is a project.
 //!
 //! Events: `comment:new`, `comment:updated` and `comment:deleted` with the comment, to the project's room.
 
