@@ -166,6 +166,21 @@ pub struct Limits {
     /// Requests that may wait at once to learn whose ticket they have, and as many to learn which rooms they may join
     #[arg(long, env = "CREWCAST_JOINS_WAITING_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub joins_waiting_max: u32,
+    /// How long somebody whose last stream has ended is still shown, so that a reconnect is not seen
+    #[arg(long, env = "CREWCAST_PRESENCE_GRACE", default_value = "5s", value_parser = duration)]
+    pub presence_grace: Duration,
+    /// How long a node that gives no sign of life keeps its users shown. The same on every node
+    #[arg(long, env = "CREWCAST_PRESENCE_LEASE", default_value = "10s", value_parser = duration)]
+    pub presence_lease: Duration,
+    /// Users that a room's snapshot shows, those who edit or view first; a room with more is told counts, not changes
+    #[arg(long, env = "CREWCAST_PRESENCE_USERS_MAX", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub presence_users_max: u32,
+    /// How long somebody is shown typing after they last said so
+    #[arg(long, env = "CREWCAST_TYPING_TTL", default_value = "6s", value_parser = duration)]
+    pub typing_ttl: Duration,
+    /// How long the node that holds a stream may take to answer for it
+    #[arg(long, env = "CREWCAST_COMMAND_TIMEOUT", default_value = "2s", value_parser = duration)]
+    pub command_timeout: Duration,
     /// Longest time from SIGTERM to the end of the process
     #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 pub use calendar::{Day, TimeOfDay, TimeZone, Week};
 pub use event_type::{BUILTIN_TYPES, EventType, HEARTBEAT, InvalidTypes, TypeFilter, custom_type};
+pub use node::NodeKey;
 pub use text::{InvalidText, Text};
 
 /// Characters of a refused name that its error shows.
@@ -151,6 +152,7 @@ macro_rules! name {
 // Below the macros, which they use.
 mod calendar;
 mod event_type;
+mod node;
 mod schema;
 mod text;
 
