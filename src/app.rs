@@ -36,8 +36,10 @@ use crate::{
         accept::{AcceptSettings, Acceptor},
         limit::Limiters,
         security::Security,
+        warden::Rights,
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
+    ids::NodeKey,
     log::epoch::Failover,
     metrics::Metrics,
     web::IdempotencyTtl,
@@ -53,6 +55,8 @@ pub struct App {
     pub config: Arc<Config>,
     /// Postgres.
     pub db: Db,
+    /// This node's life: its streams' ids say it.
+    pub node: NodeKey,
     /// The streams.
     pub hub: Arc<Hub>,
     /// Who may join which room.
@@ -122,15 +126,15 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         metrics.postgres_connections_max.set(config.database.database_connections.into());
         let db = Db::new(options, config.database.database_connections);
-        let (pump, hub) =
-            Pump::prime(db.clone(), pump_settings(&config), hub_settings(&config, files), metrics.clone()).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
+        let (settings, warden) = (hub_settings(&config, files), Arc::new(Rights(joins.clone())));
+        let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config), settings, metrics.clone(), warden).await?;
         tasks.spawn(pump.run(stop.clone()));
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
-        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
@@ -139,6 +143,7 @@ impl Server {
         let app = App {
             config,
             db,
+            node: NodeKey::random(),
             hub,
             joins,
             people,

@@ -13,6 +13,7 @@ pub mod openapi;
 mod probes;
 pub mod security;
 mod stream;
+pub mod warden;
 
 use std::sync::Arc;
 
@@ -33,7 +34,7 @@ use crate::{
     auth::Caller,
     config::Config,
     domain,
-    hub::{Closing, Expiring, Heartbeat, Open, ResetTo},
+    hub::{Closing, Expiring, Heartbeat, Open, ResetTo, RoomsChanged},
     ids::HEARTBEAT,
     metrics::Metrics,
     web::{Describe as _, problem, query, request},
@@ -88,6 +89,10 @@ fn streams() -> OpenApiRouter<App> {
         .routes(routes!(history::read_event))
         .routes(routes!(history::read_room))
         .emits::<Open<'_>>("stream:open", "The first event of every stream. It has no `id` when `resume` is `reset`.")
+        .emits::<RoomsChanged>(
+            "stream:rooms",
+            "The stream is in other rooms now: it was told so by `POST /v1/streams/{id}/rooms`, or has lost some.",
+        )
         .emits::<ResetTo>(
             "stream:reset",
             "The stream cannot go on exactly where the client was; read the state again. It goes on from `cursor`.",

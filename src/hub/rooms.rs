@@ -4,26 +4,35 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::mailbox::Mailbox;
 
+/// A stream in a room.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) mailbox: Arc<Mailbox>,
+    /// It gets what comes in reads after this one.
+    pub(super) after: u64,
+}
+
 /// The streams of each room, those that opened first before the others.
 #[derive(Debug, Default)]
-pub(super) struct Rooms(HashMap<Box<str>, Vec<Arc<Mailbox>>>);
+pub(super) struct Rooms(HashMap<Box<str>, Vec<Member>>);
 
 impl Rooms {
-    /// Puts a stream into a room.
-    pub(super) fn join(&mut self, room: &str, mailbox: &Arc<Mailbox>) {
+    /// Puts a stream into a room, for what comes in reads after this one.
+    pub(super) fn join(&mut self, room: &str, mailbox: &Arc<Mailbox>, after: u64) {
+        let member = Member { mailbox: mailbox.clone(), after };
         let Some(members) = self.0.get_mut(room) else {
-            self.0.insert(room.into(), vec![mailbox.clone()]);
+            self.0.insert(room.into(), vec![member]);
             return;
         };
-        if let Err(place) = members.binary_search_by_key(&mailbox.key, |member| member.key) {
-            members.insert(place, mailbox.clone());
+        if let Err(place) = members.binary_search_by_key(&mailbox.key, |member| member.mailbox.key) {
+            members.insert(place, member);
         }
     }
 
     /// Takes a stream out of a room, which is gone with its last one.
     pub(super) fn leave(&mut self, room: &str, mailbox: &Mailbox) {
         let Some(members) = self.0.get_mut(room) else { return };
-        if let Ok(place) = members.binary_search_by_key(&mailbox.key, |member| member.key) {
+        if let Ok(place) = members.binary_search_by_key(&mailbox.key, |member| member.mailbox.key) {
             members.remove(place);
         }
         if members.is_empty() {
@@ -32,11 +41,16 @@ impl Rooms {
     }
 
     /// The streams in a room.
-    pub(super) fn members(&self, room: &str) -> &[Arc<Mailbox>] {
+    pub(super) fn members(&self, room: &str) -> &[Member] {
         self.0.get(room).map_or(&[], Vec::as_slice)
     }
 
     /// Rooms that somebody is in.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(AsRef::as_ref)
+    }
+
+    /// How many rooms somebody is in.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

@@ -66,9 +66,9 @@ impl Hub {
         state.ring.push(live);
         let (mut puts, mut overflows) = (0, 0);
         for room in &live.rooms {
-            for mailbox in state.rooms.members(room) {
+            for member in state.rooms.members(room).iter().filter(|member| live.read > member.after) {
                 puts += 1;
-                overflows += u64::from(!mailbox.put(live));
+                overflows += u64::from(!member.mailbox.put(live));
             }
         }
         drop(state);
@@ -80,6 +80,7 @@ impl Hub {
         let mut state = self.state();
         if read == state.tail.read {
             state.settled = (read, state.tail.at.clone());
+            self.join_waiting(&mut state);
         }
     }
 
@@ -89,6 +90,7 @@ impl Hub {
         // A jump that was announced while the router lagged was made then.
         if tail.read > state.tail.read {
             state.jump(tail);
+            self.join_waiting(&mut state);
         }
         drop(state);
         self.answer(asked);
@@ -101,7 +103,10 @@ impl Hub {
         let live = self.live.subscribe();
         let tail = self.announced.borrow().clone();
         let asked = tail.asked;
-        self.state().jump(tail);
+        let mut state = self.state();
+        state.jump(tail);
+        self.join_waiting(&mut state);
+        drop(state);
         self.answer(asked);
         live
     }

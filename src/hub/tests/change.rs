@@ -1,0 +1,295 @@
+//! Streams that join and leave rooms while events come, from nowhere, from the ring and after they fell behind. Whatever
+//! happens at whatever moment, a client gets each event of each room once: those since it joined, or since the position
+//! that it joined with, and none after it was told that it left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use proptest::{prelude::*, sample::Index};
+use serde_json::Value;
+
+use super::{
+    super::{NotJoined, Opening, Refusal, Refused, Session, Wish},
+    node::{DB, Node, Sizes},
+    stream::{Log, rooms},
+    *,
+};
+use crate::{
+    log::position::tests::cluster,
+    sse::{Frame, Parser},
+};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Log(cluster::Step),
+    Look,
+    Go(usize),
+    Open(u8),
+    /// A stream joins rooms, maybe with one of the positions there were.
+    Join(Index, u8, Option<Index>),
+    Leave(Index, u8),
+    TakeAway(Index, u8),
+    Turn(Index),
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let is_common = |step: &cluster::Step| {
+        !matches!(step, cluster::Step::Crash(_) | cluster::Step::Retain(_) | cluster::Step::Rollback(_))
+    };
+    let after = prop::option::of(any::<Index>());
+    prop_oneof![
+        30 => cluster::any_step().prop_filter("of what is common", is_common).prop_map(Step::Log),
+        8 => Just(Step::Look),
+        14 => (1_usize..8).prop_map(Step::Go),
+        2 => (1_u8..8).prop_map(Step::Open),
+        8 => (any::<Index>(), 1_u8..8, after).prop_map(|(stream, rooms, after)| Step::Join(stream, rooms, after)),
+        4 => (any::<Index>(), 1_u8..8).prop_map(|(stream, rooms)| Step::Leave(stream, rooms)),
+        1 => (any::<Index>(), 1_u8..8).prop_map(|(stream, rooms)| Step::TakeAway(stream, rooms)),
+        14 => any::<Index>().prop_map(Step::Turn),
+    ]
+}
+
+type Joined = Pin<Box<dyn Future<Output = Result<RoomsChanged, NotJoined>>>>;
+
+/// A stream and its client, who knows what it may expect.
+struct Stream {
+    session: Session,
+    parser: Parser,
+    key: Uuid,
+    hub: Arc<Hub>,
+    start: Position,
+    /// The rooms that it is in as it was told, and what it has of each from elsewhere.
+    rooms: BTreeMap<String, Position>,
+    /// What it joins at the moment: the answer, the rooms, and what it has of them.
+    joining: Vec<(Joined, Vec<String>, Option<Position>)>,
+    /// Joins that were answered and of which `stream:rooms` has still to speak: the rooms, and what it has of them.
+    asked: Vec<(Vec<String>, Position)>,
+    got: BTreeSet<i64>,
+    /// Rooms were taken away while it had still to catch up: what is in two of them may come twice.
+    was_hurried: bool,
+    left: BTreeSet<String>,
+}
+
+struct World {
+    log: Log,
+    node: Node,
+    known: Vec<Position>,
+    streams: Vec<Stream>,
+}
+
+impl World {
+    fn new(masks: Vec<u8>, padding: usize, queue_bytes: usize) -> Self {
+        let mut log = Log::new(masks);
+        log.padding = padding;
+        let start = log.cluster.now();
+        let node = Node::new(Sizes { queue_bytes, ..Sizes::AMPLE }, start.clone(), Snapshot::empty());
+        Self { known: vec![node.hub.tail().at], log, node, streams: Vec::new() }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Log(step) => {
+                self.log.cluster.step(step);
+                self.log.note_commits();
+            }
+            Step::Look => self.look(),
+            Step::Go(acts) => self.node.go(acts),
+            Step::Open(mask) => self.streams.push(Stream::open(&self.node.hub, mask)),
+            Step::Join(stream, mask, after) => {
+                let after = after.map(|after| after.get(&self.known).clone());
+                self.with(stream, |stream, hub| stream.join(hub, mask, after));
+            }
+            Step::Leave(stream, mask) => self.with(stream, |stream, hub| {
+                hub.leave(stream.key, &names(mask));
+            }),
+            Step::TakeAway(stream, mask) => self.with(stream, |stream, hub| stream.lose(hub, mask)),
+            Step::Turn(stream) => {
+                if !self.streams.is_empty() {
+                    let nth = stream.index(self.streams.len());
+                    self.streams[nth].turn(&self.log);
+                }
+            }
+        }
+        for stream in &mut self.streams {
+            stream.hear();
+        }
+    }
+
+    fn with(&mut self, which: Index, then: impl FnOnce(&mut Stream, &Arc<Hub>)) {
+        if !self.streams.is_empty() {
+            let nth = which.index(self.streams.len());
+            then(&mut self.streams[nth], &self.node.hub);
+        }
+    }
+
+    fn look(&mut self) {
+        if self.node.acts.is_empty() {
+            let (from, to) = (self.node.last.clone(), self.log.cluster.now());
+            self.node.read(&to, &Snapshot::empty(), self.log.read(&from, &to));
+            self.node.go(1);
+            self.known.push(self.node.hub.tail().at);
+        }
+    }
+
+    fn rest(mut self) {
+        self.node.finish();
+        self.look();
+        self.node.finish();
+        let end = self.node.hub.tail().at;
+        for mut stream in self.streams {
+            stream.hear();
+            while stream.turn(&self.log) {}
+            stream.has_all(&self.log, &end);
+        }
+    }
+}
+
+fn names(mask: u8) -> Vec<String> {
+    rooms(mask).into_iter().map(str::to_owned).collect()
+}
+
+impl Stream {
+    fn open(hub: &Arc<Hub>, mask: u8) -> Self {
+        let _inside = DB.0.enter();
+        let (stream_id, rooms, judged) = (NodeKey::random().stream(), names(mask), hub.rights());
+        let (types, expires_at) = (TypeFilter::default(), OffsetDateTime::now_utc() + Duration::from_hours(1));
+        let refused = Vec::new();
+        let holder = Arc::new(Ana);
+        let (start, last_event_id) = (hub.tail().at, None);
+        let opening =
+            Opening { stream_id, holder, rooms: rooms.clone(), judged, refused, types, last_event_id, expires_at };
+        let mut opened = Box::pin(Session::open(hub, opening));
+        let Poll::Ready(Ok(session)) = opened.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("a stream without a position waits for nobody");
+        };
+        let rooms = rooms.into_iter().map(|room| (room, start.clone())).collect();
+        let (joining, asked, got, left) = (Vec::new(), Vec::new(), BTreeSet::new(), BTreeSet::new());
+        let parser = Parser::default();
+        Self {
+            session,
+            parser,
+            key: stream_id,
+            hub: hub.clone(),
+            start,
+            rooms,
+            joining,
+            asked,
+            got,
+            was_hurried: false,
+            left,
+        }
+    }
+
+    fn join(&mut self, hub: &Arc<Hub>, mask: u8, after: Option<Position>) {
+        let after = after.filter(|after| hub.reaches(after));
+        let judged = hub.rights();
+        let wish = Wish { rooms: names(mask), refused: Vec::new(), after: after.clone(), rooms_max: 100, judged };
+        let (hub, key) = (hub.clone(), self.key);
+        self.joining.push((Box::pin(async move { hub.join(key, wish).await }), names(mask), after));
+        self.hear();
+    }
+
+    /// Notes which joins were made. None can be refused here.
+    fn hear(&mut self) {
+        let mut waiting = Vec::new();
+        for (mut joined, rooms, after) in std::mem::take(&mut self.joining) {
+            match joined.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(joined) => {
+                    assert_eq!(joined.unwrap().joined, rooms);
+                    let at = self.hub.state().settled.1.clone();
+                    self.asked.push((rooms, after.unwrap_or(at)));
+                }
+                Poll::Pending => waiting.push((joined, rooms, after)),
+            }
+        }
+        self.joining = waiting;
+    }
+
+    fn lose(&mut self, hub: &Arc<Hub>, mask: u8) {
+        self.was_hurried |= !self.asked.is_empty();
+        let revoked = |room| Refused { room, reason: Refusal::Revoked };
+        hub.take_away(self.key, &names(mask).into_iter().map(revoked).collect::<Vec<_>>());
+    }
+
+    /// Takes a chunk; whether there was one.
+    fn turn(&mut self, log: &Log) -> bool {
+        let _inside = DB.0.enter();
+        let chunk = self.session.next(&mut Context::from_waker(Waker::noop()));
+        let Poll::Ready(Some(chunk)) = chunk else { return false };
+        for frame in self.parser.push(&chunk) {
+            self.read(log, &frame);
+        }
+        true
+    }
+
+    fn read(&mut self, log: &Log, frame: &Frame) {
+        let data: Value = serde_json::from_str(&frame.data).unwrap();
+        match frame.event.as_str() {
+            "stream:open" => {}
+            "stream:rooms" => self.moved(log, &data),
+            _ => self.take(log, data["n"].as_i64().unwrap()),
+        }
+    }
+
+    fn moved(&mut self, log: &Log, data: &Value) {
+        for left in data["left"].as_array().unwrap() {
+            let room = left["room"].as_str().unwrap();
+            self.rooms.remove(room);
+            self.left.insert(room.to_owned());
+            self.asked.iter_mut().for_each(|(rooms, _)| rooms.retain(|other| other != room));
+        }
+        let is_leave = !data["left"].as_array().unwrap().is_empty();
+        if is_leave {
+            return;
+        }
+        let (asked, after) = self.asked.remove(0);
+        let joined: Vec<&str> = data["joined"].as_array().unwrap().iter().map(|room| room.as_str().unwrap()).collect();
+        for room in joined {
+            assert!(asked.iter().any(|asked| asked == room), "{room} of {asked:?}");
+            self.left.remove(room);
+            self.rooms.entry(room.to_owned()).or_insert_with(|| after.clone());
+        }
+        let _ = log;
+    }
+
+    fn take(&mut self, log: &Log, seq: i64) {
+        let mask = log.mask(seq);
+        let rooms = rooms(mask);
+        let is_in = |room: &&&str| self.rooms.contains_key(**room);
+        let joins = |room: &&&str| self.asked.iter().any(|(rooms, _)| rooms.iter().any(|asked| asked == *room));
+        assert!(rooms.iter().any(|room| is_in(&room) || joins(&room)), "{seq} is in none of its rooms");
+        let is_new = self.got.insert(seq);
+        assert!(is_new || self.was_hurried, "{seq} comes twice");
+    }
+
+    /// Everything has come to rest: it has all of the rooms that it is in, since it joined them.
+    fn has_all(&self, log: &Log, end: &Position) {
+        assert!(self.joining.is_empty() && self.asked.is_empty(), "a join was never told of");
+        for (xact, seq) in log.cluster.events() {
+            let names = rooms(log.mask(seq));
+            let due = names.iter().any(|room| {
+                self.rooms.get(*room).is_some_and(|after| end.contains(xact, seq) && !after.contains(xact, seq))
+            });
+            assert!(!due || self.got.contains(&seq), "{seq} of {names:?} never came; from {}", self.start);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn each_event_comes_once_by_whatever_rooms_a_stream_joins_and_leaves(
+        masks in prop::collection::vec(1_u8..8, 1..12),
+        padding in prop_oneof![3 => Just(0_usize), 1 => Just(12_000)],
+        queue in prop_oneof![1 => 1_usize..2000, 3 => Just(1_usize << 22)],
+        steps in prop::collection::vec(any_step(), 0..250),
+    ) {
+        let mut world = World::new(masks, padding, queue);
+        steps.into_iter().for_each(|step| world.step(step));
+        world.rest();
+    }
+}
