@@ -169,7 +169,7 @@ impl Hub {
         }
     }
 
-    pub(super) fn fits_a_mailbox(&self, missed: &[Delivery]) -> bool {
+    fn fits_a_mailbox(&self, missed: &[Delivery]) -> bool {
         let bytes: usize = missed.iter().map(|delivery| delivery.live.encoded.bytes().len()).sum();
         bytes <= self.settings.queue_bytes
     }

@@ -157,6 +157,13 @@ impl Mailbox {
         self.state().rooms.iter().any(|joined| &*joined.room == room)
     }
 
+    /// Whether it is in a room since this of its joins, or before, and has not left it since.
+    pub(super) fn is_in_since(&self, room: &str, nth: u32) -> bool {
+        let state = self.state();
+        let mut rooms = state.rooms.iter().filter(|joined| *joined.room == *room);
+        rooms.any(|joined| joined.since.as_ref().is_none_or(|since| since.nth <= nth))
+    }
+
     /// Which events the stream wants.
     pub(super) fn types(&self) -> &TypeFilter {
         &self.types
