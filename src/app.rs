@@ -19,6 +19,7 @@ use crate::{
         jwks::Fetcher,
         ticket::{self, TicketSettings, Tickets},
     },
+    bus::Bus,
     config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
@@ -36,7 +37,7 @@ use crate::{
         accept::{AcceptSettings, Acceptor},
         limit::Limiters,
         security::Security,
-        warden::Rights,
+        warden::{Rights, close_rooms},
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
     ids::NodeKey,
@@ -77,6 +78,11 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
     pub draining: CancellationToken,
+    /// What the nodes tell each other.
+    pub bus: Bus,
+    /// Cancelled when an admin wants this node to end: whoever runs it stops it then.
+    #[from_ref(skip)]
+    pub leave: CancellationToken,
 }
 
 impl App {
@@ -137,13 +143,15 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
+        let node = NodeKey::random();
+        let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
         let app = App {
             config,
             db,
-            node: NodeKey::random(),
+            node,
             hub,
             joins,
             people,
@@ -154,7 +162,12 @@ impl Server {
             security,
             metrics,
             draining,
+            bus,
+            leave: CancellationToken::new(),
         };
+        tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
+        tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
+        tasks.spawn(http::command::serve(app.clone(), heard, tasks.clone(), stop.clone()));
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));

@@ -138,6 +138,7 @@ pub(super) async fn follow_events(
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
+    let ticket = ticket.map(|ticket| ticket.by(session.id()));
     Ok(Stream { session, _ticket: ticket })
 }
 

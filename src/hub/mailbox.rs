@@ -13,7 +13,11 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Closing, Holder, Live, Refused, change::Catching, whisper::Whisper};
+use super::{
+    Closing, Holder, Live, Refused,
+    change::{Catching, Listed},
+    whisper::Whisper,
+};
 use crate::{ids::TypeFilter, log::Position};
 
 /// Places of an empty queue that are kept for the next events: what a burst needed is not.
@@ -378,6 +382,12 @@ impl Mailbox {
     pub(super) fn depth(&self) -> Option<(usize, usize)> {
         let state = self.state();
         state.open.then(|| (state.queue.len(), state.bytes))
+    }
+
+    /// The stream, as an admin sees it.
+    pub(super) fn listed(&self) -> Listed {
+        let (holder, rooms, waiting) = (self.holder(), self.rooms(), self.depth());
+        Listed { stream: self.key, holder, rooms, waiting }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -140,6 +140,11 @@ impl Session {
         Ok(session)
     }
 
+    /// The stream's id.
+    pub fn id(&self) -> Uuid {
+        self.seat.mailbox.key
+    }
+
     fn greet(&mut self, opening: &Opening, start: Start) {
         let (resume, id) = match &start {
             Start::Live => (Resume::Live, Some(self.at.to_string())),
