@@ -5,8 +5,8 @@
 //!
 //! # Joining, exactly
 //!
-//! A room is joined where the router has routed a read as a whole, at `C`. The router hands over what comes in later reads
-//! ([`Member::after`](super::rooms::Member)); what the client missed of the room since its `after` and up to `C` is read
+//! A room is joined where the router has routed a read as a whole, at `C`: whoever comes in the middle of one waits for its
+//! end. The router hands over what comes later; what the client missed of the room since its `after` and up to `C` is read
 //! before that, and goes out without ids, since the stream's own position says nothing of this room yet. What its other
 //! rooms had up to `C` goes out first, so that of one thing in several rooms nothing comes too late. Whatever the stream
 //! reads again later, from wherever it stands, is cut by the same `C`: an event goes out if one of the stream's rooms
@@ -159,11 +159,11 @@ impl Hub {
         }
         limit(&mailbox, &mut wish);
         let new: Vec<String> = wish.rooms.iter().filter(|room| !mailbox.is_in(room)).cloned().collect();
-        let (read, since) = state.settled.clone();
+        let since = state.settled.1.clone();
         let after = wish.after.unwrap_or_else(|| since.clone());
         let missed = self.missed(state, &after, &new)?;
         for room in &new {
-            state.rooms.join(room, &mailbox, read);
+            state.rooms.join(room, &mailbox);
         }
         let told = RoomsChanged { joined: wish.rooms, refused: wish.refused, ..RoomsChanged::default() };
         mailbox.join(Catching { rooms: new, nth: 0, since, after, missed, told: told.clone() });
@@ -295,7 +295,7 @@ impl Hub {
 
     /// Takes a room away from every stream that is in it.
     pub fn close_room(&self, room: &str, reason: Refusal) {
-        let members: Vec<Uuid> = self.state().rooms.members(room).iter().map(|member| member.mailbox.key).collect();
+        let members: Vec<Uuid> = self.state().rooms.members(room).iter().map(|mailbox| mailbox.key).collect();
         for stream in members {
             self.take_away(stream, &[Refused { room: room.to_owned(), reason }]);
         }
@@ -324,8 +324,7 @@ impl Hub {
         state.rights += 1;
         let mut suspects = BTreeMap::<Uuid, Suspect>::new();
         for room in names {
-            for member in state.rooms.members(&room) {
-                let mailbox = &member.mailbox;
+            for mailbox in state.rooms.members(&room) {
                 let suspect = || Suspect { stream: mailbox.key, holder: mailbox.holder(), rooms: Vec::new() };
                 suspects.entry(mailbox.key).or_insert_with(suspect).rooms.push(room.clone());
             }

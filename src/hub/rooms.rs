@@ -4,35 +4,26 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::mailbox::Mailbox;
 
-/// A stream in a room.
-#[derive(Debug)]
-pub(super) struct Member {
-    pub(super) mailbox: Arc<Mailbox>,
-    /// It gets what comes in reads after this one.
-    pub(super) after: u64,
-}
-
 /// The streams of each room, those that opened first before the others.
 #[derive(Debug, Default)]
-pub(super) struct Rooms(HashMap<Box<str>, Vec<Member>>);
+pub(super) struct Rooms(HashMap<Box<str>, Vec<Arc<Mailbox>>>);
 
 impl Rooms {
-    /// Puts a stream into a room, for what comes in reads after this one.
-    pub(super) fn join(&mut self, room: &str, mailbox: &Arc<Mailbox>, after: u64) {
-        let member = Member { mailbox: mailbox.clone(), after };
+    /// Puts a stream into a room.
+    pub(super) fn join(&mut self, room: &str, mailbox: &Arc<Mailbox>) {
         let Some(members) = self.0.get_mut(room) else {
-            self.0.insert(room.into(), vec![member]);
+            self.0.insert(room.into(), vec![mailbox.clone()]);
             return;
         };
-        if let Err(place) = members.binary_search_by_key(&mailbox.key, |member| member.mailbox.key) {
-            members.insert(place, member);
+        if let Err(place) = members.binary_search_by_key(&mailbox.key, |member| member.key) {
+            members.insert(place, mailbox.clone());
         }
     }
 
     /// Takes a stream out of a room, which is gone with its last one.
     pub(super) fn leave(&mut self, room: &str, mailbox: &Mailbox) {
         let Some(members) = self.0.get_mut(room) else { return };
-        if let Ok(place) = members.binary_search_by_key(&mailbox.key, |member| member.mailbox.key) {
+        if let Ok(place) = members.binary_search_by_key(&mailbox.key, |member| member.key) {
             members.remove(place);
         }
         if members.is_empty() {
@@ -41,7 +32,7 @@ impl Rooms {
     }
 
     /// The streams in a room.
-    pub(super) fn members(&self, room: &str) -> &[Member] {
+    pub(super) fn members(&self, room: &str) -> &[Arc<Mailbox>] {
         self.0.get(room).map_or(&[], Vec::as_slice)
     }
 

@@ -109,7 +109,7 @@ impl Seat {
         let mailbox = Arc::new(Mailbox::new(stream, holder, rooms, types, hub.settings.queue_bytes));
         state.streams.insert(stream, mailbox.clone());
         for room in rooms {
-            state.rooms.join(room, &mailbox, 0);
+            state.rooms.join(room, &mailbox);
         }
         drop(state);
         Ok(Self { hub: hub.clone(), mailbox })
@@ -235,7 +235,7 @@ impl Hub {
 /// How many streams of this user there are: all are in the user's own room, where others may be, too.
 fn streams_of(state: &State, user: &str) -> usize {
     let members = state.rooms.members(&format!("user:{user}"));
-    members.iter().filter(|member| member.mailbox.holder().id() == user).count()
+    members.iter().filter(|mailbox| mailbox.holder().id() == user).count()
 }
 
 /// Why a stream cannot go on exactly from this position, if so.

@@ -24,8 +24,8 @@ impl Hub {
         let whisper = Arc::new(whisper);
         let state = self.state();
         let others = |key: Uuid| whisper.except != Some(key);
-        for member in state.rooms.members(&whisper.room).iter().filter(|member| others(member.mailbox.key)) {
-            member.mailbox.whisper(&whisper);
+        for mailbox in state.rooms.members(&whisper.room).iter().filter(|mailbox| others(mailbox.key)) {
+            mailbox.whisper(&whisper);
         }
     }
 }
