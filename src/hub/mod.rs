@@ -25,6 +25,7 @@ mod drain;
 mod frames;
 mod mailbox;
 mod past;
+pub mod presence;
 mod pump;
 mod ring;
 mod rooms;
