@@ -52,7 +52,7 @@ pub struct Editing {
 
 /// What a stream's client said last about what its user does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub(super) struct Report {
     /// Orders the reports of a user's streams, on all nodes.
     pub stamp: i64,
     /// A room, or a page's path.
@@ -74,7 +74,7 @@ pub struct Update {
 
 /// All that is known of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub(super) struct Facts {
     /// Whose it is.
     pub who: Arc<Who>,
     /// The rooms it is in that have presence, each once, in order.
@@ -101,7 +101,7 @@ impl Facts {
 }
 
 /// Of these rooms, those that have presence, each once, in order.
-pub fn with_presence<'a>(rooms: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn with_presence<'a>(rooms: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let has_presence = |name: &&str| name.parse::<Room>().is_ok_and(|room| room.has_presence());
     let mut rooms: Vec<&str> = rooms.into_iter().filter(has_presence).collect();
     rooms.sort_unstable();

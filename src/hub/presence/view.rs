@@ -104,7 +104,10 @@ impl View {
         self.pass(now);
         for (stream, facts) in facts {
             match facts {
-                Some(facts) if facts.ends.is_none_or(|ends| ends > now) => self.put(stream, facts, now),
+                Some(mut facts) if facts.ends.is_none_or(|ends| ends > now) => {
+                    facts.rooms = self.shared(facts.rooms.iter().map(|room| &**room).collect());
+                    self.put(stream, facts, now);
+                }
                 _ => self.remove(&[stream], now),
             }
         }
@@ -144,7 +147,7 @@ impl View {
     }
 
     /// The streams that count.
-    pub(super) fn streams(&self) -> impl Iterator<Item = Uuid> {
+    pub(super) fn streams(&self) -> impl ExactSizeIterator<Item = Uuid> {
         self.streams.keys().copied()
     }
 
