@@ -19,6 +19,7 @@ use crate::{
         jwks::Fetcher,
         ticket::{self, TicketSettings, Tickets},
     },
+    bus::Bus,
     config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
@@ -36,8 +37,10 @@ use crate::{
         accept::{AcceptSettings, Acceptor},
         limit::Limiters,
         security::Security,
+        warden::{Rights, close_rooms},
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
+    ids::NodeKey,
     log::epoch::Failover,
     metrics::Metrics,
     web::IdempotencyTtl,
@@ -53,6 +56,8 @@ pub struct App {
     pub config: Arc<Config>,
     /// Postgres.
     pub db: Db,
+    /// This node's life: its streams' ids say it.
+    pub node: NodeKey,
     /// The streams.
     pub hub: Arc<Hub>,
     /// Who may join which room.
@@ -73,6 +78,11 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
     pub draining: CancellationToken,
+    /// What the nodes tell each other.
+    pub bus: Bus,
+    /// Cancelled when an admin wants this node to end: whoever runs it stops it then.
+    #[from_ref(skip)]
+    pub leave: CancellationToken,
 }
 
 impl App {
@@ -122,23 +132,26 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         metrics.postgres_connections_max.set(config.database.database_connections.into());
         let db = Db::new(options, config.database.database_connections);
-        let (pump, hub) =
-            Pump::prime(db.clone(), pump_settings(&config), hub_settings(&config, files), metrics.clone()).await?;
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
+        let (settings, warden) = (hub_settings(&config, files), Arc::new(Rights(joins.clone())));
+        let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config), settings, metrics.clone(), warden).await?;
         tasks.spawn(pump.run(stop.clone()));
         if let Some(fetcher) = fetcher {
             tasks.spawn(fetcher.run(stop.clone()));
         }
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
-        let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
+        let node = NodeKey::random();
+        let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
         let app = App {
             config,
             db,
+            node,
             hub,
             joins,
             people,
@@ -149,7 +162,12 @@ impl Server {
             security,
             metrics,
             draining,
+            bus,
+            leave: CancellationToken::new(),
         };
+        tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
+        tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
+        tasks.spawn(http::command::serve(app.clone(), heard, tasks.clone(), stop.clone()));
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));

@@ -53,6 +53,12 @@ impl Encoded {
         let (head, tail) = (&self.bytes[..self.id.start], &self.bytes[self.id.end..]);
         Bytes::from([head, id.as_bytes(), tail].concat())
     }
+
+    /// The frame without an id: whoever reads it resumes from where it did before.
+    pub fn without_id(&self) -> Bytes {
+        let line = self.id.start - "id: ".len()..self.id.end + "\n".len();
+        Bytes::from([&self.bytes[..line.start], &self.bytes[line.end..]].concat())
+    }
 }
 
 /// Tells the client how long to wait before it connects again, in milliseconds. Not a frame of its own: it goes before

@@ -53,6 +53,10 @@ pub const STANDINGS: &str = "
                        where project_id = asked.project and sub = asked.sub limit 1) as member on true
     order by asked.nth";
 
+/// `$1`: projects, `$2`: retention in seconds.
+const LONG_DELETED: &str = "
+    select id from crewcast.projects where id = any($1) and deleted_at <= now() - make_interval(secs => $2)";
+
 /// Of these people, those who may read a project, by the claims that they were last seen with.
 ///
 /// # Errors
@@ -100,6 +104,8 @@ pub struct JoinStats {
 /// Where to ask who may join. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Joins {
+    db: Db,
+    retention: Duration,
     waiting: mpsc::Sender<Join>,
     counters: Arc<Counters>,
 }
@@ -109,8 +115,9 @@ impl Joins {
     pub fn start(db: Db, settings: JoinSettings, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (waiting, queue) = mpsc::channel(settings.waiting_max);
         let counters = Arc::<Counters>::default();
-        tasks.spawn(Desk { db, settings, queue, counters: counters.clone(), stop }.run());
-        Self { waiting, counters }
+        let retention = settings.retention;
+        tasks.spawn(Desk { db: db.clone(), settings, queue, counters: counters.clone(), stop }.run());
+        Self { db, retention, waiting, counters }
     }
 
     /// Whether the caller may join each of these rooms, as of now.
@@ -120,12 +127,38 @@ impl Joins {
     pub async fn may_join(&self, caller: &Caller, rooms: &[Room]) -> Result<Vec<bool>> {
         let projects: Vec<Uuid> = rooms.iter().filter_map(|room| undecided(caller, room)).collect();
         let standings = if projects.is_empty() { Vec::new() } else { self.look_up(&caller.sub, projects).await? };
+        Ok(admitted(caller, rooms, &mut standings.into_iter()))
+    }
+
+    /// Whether callers may stay in these rooms, as of now: one statement for all of them, which waits for no other.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn may_stay(&self, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
+        let each = asked.iter().flat_map(|(caller, rooms)| rooms.iter().map(move |room| (*caller, room)));
+        let looked = each.filter_map(|(caller, room)| undecided(caller, room).map(|id| (id, caller.sub.as_str())));
+        let (projects, subs): (Vec<Uuid>, Vec<&str>) = looked.unzip();
+        let standings = if projects.is_empty() {
+            Vec::new()
+        } else {
+            standings(&mut *self.db.acquire_raw().await?, projects, subs, self.retention).await?
+        };
         let mut standings = standings.into_iter();
-        let may = rooms.iter().map(|room| match undecided(caller, room) {
-            Some(_) => standings.next().is_some_and(|standing| standing.admits(caller)),
-            None => caller.may_join_without_looking(room).unwrap_or(false),
-        });
-        Ok(may.collect())
+        Ok(asked.iter().map(|(caller, rooms)| admitted(caller, rooms, &mut standings)).collect())
+    }
+
+    /// How long a deleted project's room keeps its readers.
+    pub fn retention(&self) -> Duration {
+        self.retention
+    }
+
+    /// Those of these projects that were deleted so long ago that nobody has to learn of it any more.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn long_deleted(&self, projects: &[Uuid]) -> Result<Vec<Uuid>> {
+        let deleted = sqlx::query_scalar(LONG_DELETED).bind(projects).bind(self.retention.as_secs_f64());
+        Ok(deleted.fetch_all(&mut *self.db.acquire_raw().await?).await?)
     }
 
     /// How many have asked, and how many statements that took.
@@ -144,6 +177,25 @@ impl Joins {
         self.counters.joins.fetch_add(1, Ordering::Relaxed);
         answered.await.unwrap_or_else(|_| Err(stopped()))
     }
+}
+
+/// Which of these rooms a caller may be in. `standings` are to those that were looked up, in their order.
+fn admitted(caller: &Caller, rooms: &[Room], standings: &mut impl Iterator<Item = Standing>) -> Vec<bool> {
+    let may = rooms.iter().map(|room| match undecided(caller, room) {
+        Some(_) => standings.next().is_some_and(|standing| standing.admits(caller)),
+        None => caller.may_join_without_looking(room).unwrap_or(false),
+    });
+    may.collect()
+}
+
+async fn standings(
+    conn: &mut PgConnection,
+    projects: Vec<Uuid>,
+    subs: Vec<&str>,
+    retention: Duration,
+) -> Result<Vec<Standing>> {
+    let statement = sqlx::query_as(STANDINGS).bind(projects).bind(subs);
+    Ok(statement.bind(retention.as_secs_f64()).fetch_all(conn).await?)
 }
 
 fn stopped() -> Error {
@@ -246,8 +298,7 @@ impl Desk {
     async fn standings(&self, conn: &mut PgConnection, batch: &[Join]) -> Result<Vec<Standing>> {
         let asked = batch.iter().flat_map(|join| join.projects.iter().map(|project| (*project, join.sub.as_str())));
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = asked.unzip();
-        let statement = sqlx::query_as(STANDINGS).bind(projects).bind(subs);
-        Ok(statement.bind(self.settings.retention.as_secs_f64()).fetch_all(conn).await?)
+        standings(conn, projects, subs, self.settings.retention).await
     }
 
     /// Ends when Postgres is out of reach: a connection that went silent would say so only after minutes.

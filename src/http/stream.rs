@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -33,7 +34,7 @@ use crate::{
         ticket::{Held, Listener, Made, Tickets},
     },
     error::{Code, Error, Result},
-    hub::{Opening, Refusal, Refused, Session, User},
+    hub::{NotJoined, Opening, Refusal, Refused, Session},
     ids::{Room, TypeFilter},
     log::Position,
     web::{
@@ -131,22 +132,43 @@ pub(super) async fn follow_events(
     let asked = rooms(&parameters.rooms, app.config.limits.rooms_max as usize)?;
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
-    let (joined, refused) = judge(&app, &caller, asked).await?;
-    let opening = Opening {
-        stream_id: uuid::Uuid::now_v7(),
-        user: User { id: caller.sub.to_string(), name: caller.name },
-        rooms: joined,
-        refused,
-        types,
-        last_event_id: last_event_id(&headers, parameters.last_event_id),
-        expires_at: caller.expires_at,
-    };
-    let session = Session::open(&app.hub, opening).await.inspect_err(|error| {
+    let session = open(&app, &caller, &asked, types, last_event_id(&headers, parameters.last_event_id)).await;
+    let session = session.inspect_err(|error| {
         if error.code() == Code::TooManyStreams {
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
+    let ticket = ticket.map(|ticket| ticket.by(session.id()));
     Ok(Stream { session, _ticket: ticket })
+}
+
+/// Judges the rooms and opens the stream; anew, when somebody's rights were taken in between.
+async fn open(
+    app: &App,
+    caller: &Caller,
+    asked: &[Room],
+    types: TypeFilter,
+    last_event_id: Option<String>,
+) -> Result<Session> {
+    loop {
+        let judged = app.hub.rights();
+        let (rooms, refused) = judge(app, caller, asked).await?;
+        let opening = Opening {
+            stream_id: app.node.stream(),
+            holder: Arc::new(caller.clone()),
+            rooms,
+            judged,
+            refused,
+            types: types.clone(),
+            last_event_id: last_event_id.clone(),
+            expires_at: caller.expires_at,
+        };
+        match Session::open(&app.hub, opening).await {
+            Ok(session) => return Ok(session),
+            Err(NotJoined::Failed(error)) => return Err(error),
+            Err(NotJoined::Stale | NotJoined::Gone) => {}
+        }
+    }
 }
 
 impl IntoResponse for Stream {
@@ -213,11 +235,11 @@ fn rooms(list: &str, max: usize) -> Result<Vec<Room>> {
 }
 
 /// Which rooms the stream gets. The caller's own is among them without being asked for.
-async fn judge(app: &App, caller: &Caller, asked: Vec<Room>) -> Result<(Vec<String>, Vec<Refused>)> {
+async fn judge(app: &App, caller: &Caller, asked: &[Room]) -> Result<(Vec<String>, Vec<Refused>)> {
     let own = Room::User(caller.sub.clone());
-    let may = app.joins.may_join(caller, &asked).await?;
+    let may = app.joins.may_join(caller, asked).await?;
     let (mut joined, mut refused) = (Vec::new(), Vec::new());
-    for (room, may) in asked.into_iter().zip(may) {
+    for (room, may) in asked.iter().zip(may) {
         if may {
             joined.push(room.to_string());
         } else {

@@ -1,6 +1,6 @@
 //! What a stream says about itself: the data of its own frames.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -13,17 +13,17 @@ use crate::{
 /// Who a stream belongs to.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = StreamUser)]
-pub struct User {
+pub(super) struct User<'a> {
     /// The caller's `sub`.
     #[schema(value_type = Sub)]
-    pub id: String,
+    pub(super) id: &'a str,
     /// What they are called.
     #[schema(required)]
-    pub name: Option<String>,
+    pub(super) name: Option<&'a str>,
 }
 
-/// A room that the stream did not get, and why.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+/// A room that the stream did not get, or is in no longer, and why.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[schema(as = RefusedRoom)]
 pub struct Refused {
     /// Its name.
@@ -33,12 +33,40 @@ pub struct Refused {
     pub reason: Refusal,
 }
 
-/// Why a stream is not in a room that it asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+/// Why a stream is not in a room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Refusal {
     /// The caller may not join it.
     Forbidden,
+    /// The stream is in as many rooms as it may be in.
+    Limit,
+    /// The caller may be in it no longer.
+    Revoked,
+    /// What it is the room of was deleted, longer than `retention` ago.
+    Deleted,
+    /// The client wanted to leave it.
+    Requested,
+}
+
+/// The data of `stream:rooms`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[schema(as = StreamRoomsData)]
+pub struct RoomsChanged {
+    /// The stream is in these rooms now.
+    #[schema(value_type = Vec<Room>)]
+    pub joined: Vec<String>,
+    /// It is in these no longer.
+    pub left: Vec<Refused>,
+    /// It asked for these in vain.
+    pub refused: Vec<Refused>,
+}
+
+impl RoomsChanged {
+    /// The frame's type and its data.
+    pub(super) fn notice(&self) -> (&'static str, String) {
+        ("stream:rooms", serde_json::to_string(self).expect("names and reasons"))
+    }
 }
 
 /// The data of `stream:open`.
@@ -47,7 +75,7 @@ pub enum Refusal {
 #[schema(as = StreamOpenData)]
 pub struct Open<'a> {
     pub(super) stream_id: Uuid,
-    pub(super) user: &'a User,
+    pub(super) user: User<'a>,
     #[schema(value_type = Vec<Room>)]
     pub(super) rooms: &'a [String],
     pub(super) refused: &'a [Refused],
@@ -121,7 +149,7 @@ pub struct Expiring {
 }
 
 /// Why the server ends a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ClosingReason {
     /// The node is shutting down.
@@ -134,6 +162,10 @@ pub enum ClosingReason {
     Unavailable,
     /// Its credentials have ended.
     Expired,
+    /// Its user, or an admin, has ended it.
+    Ended,
+    /// Its user has signed out.
+    SignedOut,
 }
 
 impl ClosingReason {
@@ -146,6 +178,8 @@ impl ClosingReason {
             Self::Limit => "limit",
             Self::Unavailable => "unavailable",
             Self::Expired => "expired",
+            Self::Ended => "ended",
+            Self::SignedOut => "signed_out",
         }
     }
 }

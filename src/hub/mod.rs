@@ -19,10 +19,12 @@
 //! When the router itself falls behind the channel, nobody knows what the dropped events were: the ring begins anew at
 //! the newest announcement, and every stream reads history up to there.
 
+mod change;
 mod chunk;
 mod closing;
 mod drain;
 mod frames;
+mod holder;
 mod mailbox;
 mod past;
 pub mod presence;
@@ -32,12 +34,13 @@ mod rooms;
 mod route;
 mod seat;
 mod session;
+mod start;
 #[cfg(test)]
 mod tests;
+mod whisper;
 
 use std::{
     collections::BTreeMap,
-    hash::RandomState,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -50,14 +53,17 @@ use tokio::{
     sync::{Notify, Semaphore, broadcast, watch},
     time::Instant,
 };
+use uuid::Uuid;
 
+use self::{change::Joining, mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
+    change::{Listed, NotJoined, Wish},
     closing::Closing,
-    frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, User},
+    frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, RoomsChanged},
+    holder::{Holder, Judging, Suspect, Verdict, Warden},
     pump::{Pump, PumpSettings},
     session::{Opening, Session},
 };
-use self::{mailbox::Mailbox, ring::Ring, rooms::Rooms};
 use crate::{
     db::Db,
     log::{Event, Now, Position, Snapshot},
@@ -166,8 +172,7 @@ pub struct Hub {
     /// Rung by the router when the channel has room again.
     room: Notify,
     replays: Semaphore,
-    /// Hashes the users whose streams these are.
-    owners: RandomState,
+    warden: Arc<dyn Warden>,
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
@@ -183,8 +188,11 @@ struct State {
     ring: Ring,
     rooms: Rooms,
     /// Every stream, those that opened first before the others.
-    streams: BTreeMap<u64, Arc<Mailbox>>,
-    opened: u64,
+    streams: BTreeMap<Uuid, Arc<Mailbox>>,
+    /// Those who wait for the end of the read that the router is in to join rooms.
+    joining: Vec<Joining>,
+    /// How often rights were taken from streams.
+    rights: u64,
     draining: bool,
 }
 
@@ -201,7 +209,7 @@ impl State {
 }
 
 impl Hub {
-    fn new(db: Db, settings: HubSettings, metrics: Arc<Metrics>, now: Now) -> Arc<Self> {
+    fn new(db: Db, settings: HubSettings, metrics: Arc<Metrics>, now: Now, warden: Arc<dyn Warden>) -> Arc<Self> {
         let tail = Arc::new(Tail { read: 0, at: now.position(), floor: now.floor, asked: 0 });
         let state = State {
             tail: tail.clone(),
@@ -209,7 +217,8 @@ impl Hub {
             ring: Ring::new(settings.ring_bytes, now.snapshot),
             rooms: Rooms::default(),
             streams: BTreeMap::new(),
-            opened: 0,
+            joining: Vec::new(),
+            rights: 0,
             draining: false,
         };
         metrics.streams_max.set(settings.streams_max.try_into().unwrap_or(i64::MAX));
@@ -220,13 +229,18 @@ impl Hub {
             asked: AtomicU64::new(0),
             room: Notify::new(),
             replays: Semaphore::new(settings.replays_max),
-            owners: RandomState::new(),
+            warden,
             streams: watch::Sender::new(0),
             state: Mutex::new(state),
             db,
             settings,
             metrics,
         })
+    }
+
+    /// The name of this node.
+    pub fn node(&self) -> &str {
+        &self.settings.node
     }
 
     /// The position that the router has reached, or is about to.
@@ -254,7 +268,7 @@ impl Hub {
         let state = self.state();
         let (mut events, mut bytes, mut longest) = (0, 0, 0);
         for mailbox in state.streams.values() {
-            let depth = mailbox.depth();
+            let depth = mailbox.depth().unwrap_or_default();
             (events, bytes, longest) = (events + depth.0, bytes + depth.1, longest.max(depth.1));
         }
         let gauges = [

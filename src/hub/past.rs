@@ -17,7 +17,7 @@ const PAGE_RETRY: Duration = Duration::from_millis(250);
 pub(super) type Pages = Pin<Box<dyn Stream<Item = Result<Chapter, Reset>> + Send>>;
 
 /// A page of a stream's past.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Chapter {
     pub(super) events: vec::IntoIter<Delivery>,
     /// The position after the last event, also when there is none.
@@ -42,6 +42,22 @@ pub(super) fn pages(hub: Arc<Hub>, readers: Vec<Reader>) -> Pages {
             }
         }
     })
+}
+
+/// Whether these have more than `most` events.
+pub(super) async fn too_many(
+    readers: &mut [Reader],
+    conn: &mut sqlx::PgConnection,
+    most: i64,
+) -> Result<bool, LogError> {
+    let mut left = most;
+    for reader in readers {
+        match reader.count(conn, left).await? {
+            Some(count) => left -= count,
+            None => return Ok(true),
+        }
+    }
+    Ok(false)
 }
 
 /// The next page, however long Postgres takes to answer.

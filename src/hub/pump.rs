@@ -9,7 +9,7 @@ use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Hub, HubSettings, Live, Routed, Tail, route::route};
+use super::{Hub, HubSettings, Live, Routed, Tail, Warden, route::route};
 use crate::{
     db::Db,
     log::{
@@ -70,6 +70,7 @@ impl Pump {
         settings: PumpSettings,
         hub: HubSettings,
         metrics: Arc<Metrics>,
+        warden: Arc<dyn Warden>,
     ) -> Result<(Self, Arc<Hub>), LogError> {
         let mut conn = PgConnection::connect_with(db.options()).await?;
         if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
@@ -77,7 +78,7 @@ impl Pump {
         }
         let now = log::now(&mut conn, &[]).await?;
         let last = now.position();
-        let hub = Hub::new(db.clone(), hub, metrics, now);
+        let hub = Hub::new(db.clone(), hub, metrics, now, warden);
         let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None };
         Ok((pump, hub))
     }
@@ -141,8 +142,7 @@ impl Pump {
         let to = now.position();
         if to.epoch() != self.last.epoch() {
             self.proof.clear();
-            self.jump(&now, asked);
-            return Ok(());
+            return self.jump(&now, asked).await;
         }
         if !now.snapshot.includes(self.last.base()) {
             // Only a database that was set back does that; a new connection finds out.
@@ -158,8 +158,7 @@ impl Pump {
             return Ok(());
         }
         if now.fresh.len() > usize::try_from(FRESH_MAX).expect("a small constant") {
-            self.jump(&now, asked);
-            return Ok(());
+            return self.jump(&now, asked).await;
         }
         let reading = Reading::new(to.epoch().clone(), self.last.base().clone(), now.snapshot.clone())
             .expect("the new position is another one and includes the last");
@@ -167,13 +166,38 @@ impl Pump {
         // Announced only once its first events are here: a read that fails before that has never been.
         let page = match page(&mut reader, conn).await {
             Err(LogError::TooOld) => {
-                self.jump(&now, asked);
-                return Ok(());
+                return self.jump(&now, asked).await;
             }
             page => page?,
         };
+        self.heed_rights(&page).await?;
         let read = self.announce_read(&now, asked);
         self.route(conn, reader, Some(page), read).await
+    }
+
+    /// Whatever a read says of rights holds before anything of it is sent, since what was made later may stand before it.
+    /// Of a read that has more pages it is not known: all are judged.
+    async fn heed_rights(&self, first: &Page) -> Result<(), LogError> {
+        let takes = |event: &&Event| self.hub.warden.takes_rights(&event.kind, &event.data);
+        let rooms = first.events.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned());
+        let rooms: Option<Vec<String>> = first.last.then(|| rooms.collect());
+        if rooms.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(());
+        }
+        self.judge(rooms.as_deref()).await
+    }
+
+    async fn judge(&self, rooms: Option<&[String]>) -> Result<(), LogError> {
+        let suspects = self.hub.suspects(rooms);
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let judged = timeout(PAGE_TIMEOUT, self.hub.warden.judge(suspects)).await.map_err(|_| SILENT)?;
+        self.hub.apply(judged.map_err(|error| {
+            tracing::debug!(%error, "rights are not judged");
+            LogError::Broken("the rights of open streams cannot be judged")
+        })?);
+        Ok(())
     }
 
     /// Goes on with a read that a lost connection cut: the sessions have some of its events already.
@@ -200,7 +224,7 @@ impl Pump {
         let asked = self.hub.asked.load(Ordering::SeqCst);
         let now = within(log::now(conn, &[])).await?;
         if now.epoch == *self.last.epoch() {
-            self.jump(&now, asked);
+            self.jump(&now, asked).await?;
         }
         Ok(())
     }
@@ -249,10 +273,12 @@ impl Pump {
 
     /// Goes on from `now`, over more than can be routed, over what the log has let go, or to another epoch: every session
     /// reads for itself.
-    fn jump(&mut self, now: &Now, asked: u64) {
+    async fn jump(&mut self, now: &Now, asked: u64) -> Result<(), LogError> {
+        self.judge(None).await?;
         self.last = now.position();
         let tail = self.announce(now, asked, 1);
         self.tell(Routed::Jumped(tail));
+        Ok(())
     }
 
     fn announce_read(&self, now: &Now, asked: u64) -> u64 {

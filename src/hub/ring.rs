@@ -33,6 +33,11 @@ impl Delivery {
         Self { live, at: None }
     }
 
+    /// Whether its position is the one it went out with.
+    pub(super) fn is_own(&self) -> bool {
+        self.at.is_none()
+    }
+
     /// The position after it.
     pub(super) fn at(&self) -> &Position {
         self.at.as_ref().unwrap_or(&self.live.at)

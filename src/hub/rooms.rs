@@ -37,6 +37,11 @@ impl Rooms {
     }
 
     /// Rooms that somebody is in.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(AsRef::as_ref)
+    }
+
+    /// How many rooms somebody is in.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

@@ -80,6 +80,7 @@ impl Hub {
         let mut state = self.state();
         if read == state.tail.read {
             state.settled = (read, state.tail.at.clone());
+            self.join_waiting(&mut state);
         }
     }
 
@@ -89,6 +90,7 @@ impl Hub {
         // A jump that was announced while the router lagged was made then.
         if tail.read > state.tail.read {
             state.jump(tail);
+            self.join_waiting(&mut state);
         }
         drop(state);
         self.answer(asked);
@@ -101,7 +103,10 @@ impl Hub {
         let live = self.live.subscribe();
         let tail = self.announced.borrow().clone();
         let asked = tail.asked;
-        self.state().jump(tail);
+        let mut state = self.state();
+        state.jump(tail);
+        self.join_waiting(&mut state);
+        drop(state);
         self.answer(asked);
         live
     }

@@ -1,16 +1,18 @@
 //! A seat: one stream's place in the hub, for as long as it lives.
 
-use std::{hash::BuildHasher as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use super::{Hub, State, Tail, frames::Reset, mailbox::Mailbox, ring::Delivery};
+use uuid::Uuid;
+
+use super::{Holder, Hub, Refused, State, Tail, change::Catching, frames::Reset, mailbox::Mailbox, ring::Delivery};
 use crate::{
     error::{Code, Error},
     ids::TypeFilter,
-    log::{self, Position, Reader, Scope},
+    log::{self, Position, Reader, Scope, Snapshot},
 };
 
 /// Events of the ring that one look hands over at most.
-const LOOK_EVENTS_MAX: usize = 1024;
+pub(super) const LOOK_EVENTS_MAX: usize = 1024;
 
 /// When somebody with too many streams may ask again: nobody knows when one of theirs ends.
 const LIMIT_RETRY: Duration = Duration::from_secs(10);
@@ -24,6 +26,8 @@ pub(super) enum Full {
     Overload,
     /// Its user has as many here as one may have.
     Limit(usize),
+    /// Somebody has lost rights since its rooms were judged: they are to be judged again.
+    Stale,
 }
 
 impl Full {
@@ -33,6 +37,7 @@ impl Full {
             Self::Draining => "draining",
             Self::Overload => "overload",
             Self::Limit(_) => "limit",
+            Self::Stale => "stale",
         }
     }
 }
@@ -40,6 +45,7 @@ impl Full {
 impl From<Full> for Error {
     fn from(full: Full) -> Self {
         match full {
+            Full::Stale => Self::unavailable("Rights change faster than they can be judged."),
             Full::Draining => Self::draining(),
             Full::Overload => Self::new(Code::Overloaded, "This server has as many streams as it can serve."),
             Full::Limit(most) => {
@@ -55,7 +61,17 @@ impl From<Full> for Error {
 pub(super) struct Seat {
     pub(super) hub: Arc<Hub>,
     pub(super) mailbox: Arc<Mailbox>,
-    rooms: Box<[String]>,
+}
+
+/// Who asks for a seat.
+pub(super) struct Claim<'a> {
+    pub(super) stream: Uuid,
+    pub(super) holder: Arc<dyn Holder>,
+    /// The holder's own is one of them.
+    pub(super) rooms: &'a [String],
+    pub(super) types: TypeFilter,
+    /// What [`Hub::rights`] said before the rooms were judged.
+    pub(super) judged: u64,
 }
 
 /// What a stream has to read before its mailbox goes on.
@@ -70,11 +86,12 @@ pub(super) enum Attached {
 }
 
 impl Seat {
-    /// Puts a stream of this user into its rooms, of which the user's own is one. Its mailbox takes nothing yet.
+    /// Puts a stream into its rooms. Its mailbox takes nothing yet.
     ///
     /// # Errors
-    /// When the node takes no more streams, of this user or at all.
-    pub(super) fn take(hub: &Arc<Hub>, user: &str, rooms: &[String], types: TypeFilter) -> Result<Self, Full> {
+    /// When the node takes no more streams, of this user or at all, and when its rooms must be judged again.
+    pub(super) fn take(hub: &Arc<Hub>, claim: Claim<'_>) -> Result<Self, Full> {
+        let Claim { stream, holder, rooms, types, judged } = claim;
         let mut state = hub.state();
         if state.draining {
             return Err(Full::Draining);
@@ -82,19 +99,20 @@ impl Seat {
         if state.streams.len() >= hub.settings.streams_max {
             return Err(Full::Overload);
         }
-        let owner = hub.owners.hash_one(user);
         let most = hub.settings.streams_per_user;
-        if streams_of(&state, user, owner) >= most {
+        if streams_of(&state, holder.id()) >= most {
             return Err(Full::Limit(most));
         }
-        state.opened += 1;
-        let mailbox = Arc::new(Mailbox::new(state.opened, owner, types, hub.settings.queue_bytes));
-        state.streams.insert(mailbox.key, mailbox.clone());
+        if judged != state.rights {
+            return Err(Full::Stale);
+        }
+        let mailbox = Arc::new(Mailbox::new(stream, holder, rooms, types, hub.settings.queue_bytes));
+        state.streams.insert(stream, mailbox.clone());
         for room in rooms {
             state.rooms.join(room, &mailbox);
         }
         drop(state);
-        Ok(Self { hub: hub.clone(), mailbox, rooms: rooms.into() })
+        Ok(Self { hub: hub.clone(), mailbox })
     }
 
     /// Begins where the router is: nothing was missed.
@@ -102,6 +120,15 @@ impl Seat {
         let state = self.hub.state();
         self.mailbox.open(state.tail.read);
         state.tail.clone()
+    }
+
+    /// The same for a stream that was elsewhere: it is in all its rooms from here. Also what it was still to read of those
+    /// that it joined, and those that it was to leave then.
+    pub(super) fn begin_anew(&self) -> (Arc<Tail>, Vec<Catching>, Vec<Refused>) {
+        let state = self.hub.state();
+        self.mailbox.open(state.tail.read);
+        let (waiting, leaving) = self.mailbox.begin_anew();
+        (state.tail.clone(), waiting, leaving)
     }
 
     /// Goes on from a position: says what lies between it and the router, and opens the mailbox for what comes then,
@@ -122,7 +149,7 @@ impl Seat {
         }
         let most = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
         let look = most.map_or(LOOK_EVENTS_MAX, |most| most.saturating_add(1));
-        let Some(missed) = state.ring.since(at, state.settled.1.base(), &self.rooms, look) else {
+        let Some(missed) = state.ring.since(at, state.settled.1.base(), &self.mailbox.rooms(), look) else {
             // The unfinished read is in the log as a whole.
             self.mailbox.open(state.tail.read);
             return Attached::Log;
@@ -172,24 +199,47 @@ impl Seat {
         (settled >= read && self.mailbox.is_drained()).then_some(at)
     }
 
-    /// The reads of the log that lead from a position to the tail.
-    pub(super) fn readers(&self, from: &Position, tail: &Tail) -> Vec<Reader> {
-        let (scope, bytes_max) = (Scope::Rooms(self.rooms.to_vec()), self.hub.settings.event_bytes_max);
-        let page_bytes = self.hub.settings.queue_bytes;
+    /// What lies between two positions, if the ring has it with the ids that it went out with: as many events as a mailbox
+    /// would hold, and whether that is all.
+    pub(super) fn recent(&self, from: &Position, to: &Position) -> Option<(Vec<Delivery>, bool)> {
+        let state = self.hub.state();
+        let missed = state.ring.since(from, state.settled.1.base(), &self.mailbox.rooms(), LOOK_EVENTS_MAX)?;
+        drop(state);
+        // One that was given an id for all of this speaks of what lies behind `to` as well.
+        if !missed.iter().all(Delivery::is_own) {
+            return None;
+        }
+        let is_before = |delivery: &Delivery| to.contains(delivery.live.xact, delivery.live.seq);
+        let is_all = missed.len() < LOOK_EVENTS_MAX || !missed.last().is_some_and(is_before);
+        let (missed, fits) = self.first_of(missed.into_iter().filter(is_before).collect());
+        Some((missed, is_all && fits))
+    }
+
+    /// The reads of the log that lead from a position to another one, for the stream's rooms.
+    pub(super) fn readers(&self, from: &Position, to: &Snapshot) -> Vec<Reader> {
+        self.hub.readers(from, to, self.mailbox.rooms())
+    }
+}
+
+impl Hub {
+    /// The reads of the log that lead from a position to another one, for these rooms.
+    pub(super) fn readers(&self, from: &Position, to: &Snapshot, rooms: Vec<String>) -> Vec<Reader> {
+        let (scope, bytes_max) = (Scope::Rooms(rooms), self.settings.event_bytes_max);
+        let page_bytes = self.settings.queue_bytes;
         let reader =
             |(reading, after)| Reader::resume(reading, after, scope.clone(), bytes_max).in_pages_of(page_bytes);
-        log::legs(from, tail.at.base()).into_iter().map(reader).collect()
+        log::legs(from, to).into_iter().map(reader).collect()
     }
 }
 
 /// How many streams of this user there are: all are in the user's own room, where others may be, too.
-fn streams_of(state: &State, user: &str, owner: u64) -> usize {
+fn streams_of(state: &State, user: &str) -> usize {
     let members = state.rooms.members(&format!("user:{user}"));
-    members.iter().filter(|mailbox| mailbox.owner == owner).count()
+    members.iter().filter(|mailbox| mailbox.holder().id() == user).count()
 }
 
 /// Why a stream cannot go on exactly from this position, if so.
-fn refuses(tail: &Tail, at: &Position) -> Option<Reset> {
+pub(super) fn refuses(tail: &Tail, at: &Position) -> Option<Reset> {
     if tail.at.epoch() != at.epoch() {
         Some(Reset::Foreign)
     } else if !tail.at.includes(at.reach()) {
@@ -205,8 +255,8 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut state = self.hub.state();
         state.streams.remove(&self.mailbox.key);
-        for room in &self.rooms {
-            state.rooms.leave(room, &self.mailbox);
+        for room in self.mailbox.rooms() {
+            state.rooms.leave(&room, &self.mailbox);
         }
         if state.draining {
             self.hub.streams.send_replace(state.streams.len());

@@ -15,20 +15,22 @@ use std::{
 use bytes::Bytes;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep_until};
+use uuid::Uuid;
 
 use super::{
-    Closing, Hub, Tail,
+    Closing, Holder, Hub, NotJoined,
+    change::Catching,
     chunk::Chunk,
     frames::{ClosingReason, Expiring, Heartbeat, Open, Refused, Reset, ResetTo, Resume, User},
-    mailbox::Taken,
-    past::{self, Chapter, Pages},
-    seat::{Attached, Seat},
+    mailbox::{Taken, Told},
+    ring::Delivery,
+    seat::{Claim, Full, Seat},
+    start::{Anew, Past, Source, Start, Then, anew, catch_up, catch_up_from_behind, judge, out_of_reach, source},
 };
 use crate::{
-    error::Error,
     ids::{HEARTBEAT, TypeFilter},
-    log::{LogError, Position, Reader},
+    log::Position,
     sse,
 };
 
@@ -38,18 +40,17 @@ pub(super) const RETRY_MS: u64 = 2000;
 /// Of so many pieces one is taken into the lag's account: looking at the clock and adding cost more than they tell.
 const LAG_EVERY: u64 = 16;
 
-/// How long a new stream waits for the pump to look at the log.
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// What a stream is opened with.
 #[derive(Debug)]
 pub struct Opening {
     /// Names the stream.
-    pub stream_id: uuid::Uuid,
+    pub stream_id: Uuid,
     /// Whose it is.
-    pub user: User,
-    /// The rooms it is in.
+    pub holder: Arc<dyn Holder>,
+    /// The rooms it is in, the holder's own among them.
     pub rooms: Vec<String>,
+    /// What [`Hub::rights`] said before those were judged.
+    pub judged: u64,
     /// The rooms it asked for in vain.
     pub refused: Vec<Refused>,
     /// The events it wants.
@@ -63,8 +64,8 @@ pub struct Opening {
 /// One stream.
 pub struct Session {
     seat: Seat,
-    stream_id: uuid::Uuid,
-    types: TypeFilter,
+    /// Where the stream began in the rooms that it was opened with.
+    start: Position,
     /// Frames of the stream itself, which go out before anything else.
     own: Vec<Bytes>,
     /// All that was handed over or does not concern this stream: what the next frame of its own claims.
@@ -90,31 +91,18 @@ struct Expiry {
     date: OffsetDateTime,
 }
 
-/// Where the next event comes from.
-enum Source {
-    /// The mailbox.
-    Live,
-    /// These events, then what comes after them.
-    Past(Box<(Chapter, Next)>),
-    /// A place to begin anew from.
-    Anew(Pin<Box<dyn Future<Output = ()> + Send>>, Reset),
-    Ended,
+impl Expiry {
+    fn new(date: OffsetDateTime, ahead: Duration) -> Self {
+        let now = Instant::now();
+        let left = Duration::try_from(date - OffsetDateTime::now_utc()).unwrap_or_default();
+        Self { told: Some(now + left.saturating_sub(ahead)), at: now + left, date }
+    }
 }
 
-/// What follows a chapter of the past.
-enum Next {
-    Live,
-    /// The stream looks again where it stands.
-    Attach,
-    /// The log, up to the position that the mailbox goes on from.
-    Log(Pages, Position),
-}
-
-/// Where a stream begins.
-enum Start {
-    Live,
-    Replay(Position, Source),
-    Reset(Reset),
+/// The seat that a stream is opened on.
+fn claim(opening: &Opening) -> Claim<'_> {
+    let Opening { stream_id, holder, rooms, judged, types, .. } = opening;
+    Claim { stream: *stream_id, holder: holder.clone(), rooms, types: types.clone(), judged: *judged }
 }
 
 impl Session {
@@ -122,22 +110,19 @@ impl Session {
     ///
     /// # Errors
     /// `unavailable` when the node takes no more streams, or Postgres does not say what was missed; `too_many_streams` when
-    /// it takes no more of this user.
-    pub async fn open(hub: &Arc<Hub>, opening: Opening) -> Result<Self, Error> {
+    /// it takes no more of this user; [`NotJoined::Stale`] when its rooms must be judged again.
+    pub async fn open(hub: &Arc<Hub>, opening: Opening) -> Result<Self, NotJoined> {
         if !hub.db.is_reachable() {
-            return Err(out_of_reach());
+            return Err(out_of_reach().into());
         }
-        let seat = Seat::take(hub, &opening.user.id, &opening.rooms, opening.types.clone()).inspect_err(|full| {
+        let seat = Seat::take(hub, claim(&opening)).map_err(|full| {
             hub.metrics.streams_refused.count("reason", full.as_str());
+            if full == Full::Stale { NotJoined::Stale } else { NotJoined::Failed(full.into()) }
         })?;
         let (tail, start) = judge(&seat, opening.last_event_id.as_deref()).await?;
         let now = Instant::now();
-        let left = Duration::try_from(opening.expires_at - OffsetDateTime::now_utc()).unwrap_or_default();
-        let told = now + left.saturating_sub(hub.settings.expiring_ahead);
-        let expires = Expiry { told: Some(told), at: now + left, date: opening.expires_at };
         let mut session = Self {
-            stream_id: opening.stream_id,
-            types: opening.types.clone(),
+            start: tail.at.clone(),
             own: Vec::new(),
             at: tail.at.clone(),
             read: tail.read,
@@ -145,14 +130,19 @@ impl Session {
             timer: Box::pin(sleep_until(now)),
             timed: None,
             quiet_since: now,
-            expires,
+            expires: Expiry::new(opening.expires_at, hub.settings.expiring_ahead),
             ended: None,
             seat,
         };
         hub.metrics.streams_opened.inc();
-        tracing::debug!(target: "crewcast::events", stream_id = %session.stream_id, "stream opened");
+        tracing::debug!(target: "crewcast::events", stream_id = %opening.stream_id, "stream opened");
         session.greet(&opening, start);
         Ok(session)
+    }
+
+    /// The stream's id.
+    pub fn id(&self) -> Uuid {
+        self.seat.mailbox.key
     }
 
     fn greet(&mut self, opening: &Opening, start: Start) {
@@ -164,7 +154,7 @@ impl Session {
         let settings = &self.seat.hub.settings;
         let open = Open {
             stream_id: opening.stream_id,
-            user: &opening.user,
+            user: User { id: opening.holder.id(), name: opening.holder.name() },
             rooms: &opening.rooms,
             refused: &opening.refused,
             resume,
@@ -175,7 +165,10 @@ impl Session {
         self.own.extend([sse::retry(RETRY_MS), open]);
         match start {
             Start::Live => {}
-            Start::Replay(from, source) => (self.at, self.source) = (from, source),
+            Start::Replay(from, source) => {
+                self.start.clone_from(&from);
+                (self.at, self.source) = (from, source);
+            }
             Start::Reset(reason) => self.push_reset(reason),
         }
     }
@@ -262,45 +255,106 @@ impl Session {
         match taken {
             Taken::Enough | Taken::All => return Poll::Pending,
             Taken::Behind => self.attach(),
-            Taken::Closing(closing) => self.close(closing),
+            Taken::Told(told) => self.heed(*told),
+            Taken::Catch(catching) => self.source = catch_up(&self.seat.hub, catching, Then::Live),
         }
         Poll::Ready(())
     }
 
     fn fill_past(&mut self, chunk: &mut Chunk, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(closing) = self.seat.mailbox.closing(cx) {
-            self.close(closing);
+        if let Some(told) = self.seat.mailbox.told(cx) {
+            self.heed(*told);
             return Poll::Ready(());
         }
         let Source::Past(past) = &mut self.source else { return Poll::Ready(()) };
-        let (chapter, next) = past.as_mut();
-        while let Some(delivery) = chapter.events.as_slice().first() {
-            if self.types.passes(&delivery.live.kind) {
-                if !chunk.add_event(&delivery.frame(), delivery.live.appended) {
+        while let Some(delivery) = past.chapter.events.as_slice().first() {
+            if let Some(frame) = wanted(&self.seat, &self.start, past.catching.as_deref(), delivery) {
+                if !chunk.add_event(&frame, delivery.live.appended) {
                     return Poll::Pending;
                 }
                 self.quiet_since = Instant::now();
             }
-            self.at.clone_from(delivery.at());
-            chapter.events.next();
+            if past.catching.is_none() {
+                self.at.clone_from(delivery.at());
+            }
+            past.chapter.events.next();
         }
-        if let Some(end) = chapter.end.take() {
+        if let Some(end) = past.chapter.end.take()
+            && past.catching.is_none()
+        {
             self.at = end;
         }
-        match next {
-            Next::Live => self.source = Source::Live,
-            Next::Attach => self.attach(),
-            Next::Log(pages, end) => match ready!(pages.as_mut().poll_next(cx)) {
-                Some(Ok(page)) => *chapter = page,
-                Some(Err(reset)) => self.source = anew(self.seat.hub.clone(), reset),
-                None => (self.at, self.source) = (end.clone(), Source::Live),
-            },
+        if let Some((pages, end)) = &mut past.pages {
+            match ready!(pages.as_mut().poll_next(cx)) {
+                Some(Ok(page)) => past.chapter = page,
+                Some(Err(reset)) => self.source = anew(self.seat.hub.clone(), reset, past.catching.take()),
+                None => {
+                    self.at = end.take().unwrap_or_else(|| self.at.clone());
+                    past.pages = None;
+                }
+            }
+            return Poll::Ready(());
         }
+        self.turn_page();
         Poll::Ready(())
+    }
+
+    /// The past has been written: what follows it.
+    fn turn_page(&mut self) {
+        let Source::Past(past) = std::mem::replace(&mut self.source, Source::Live) else { return };
+        let Past { catching, then, .. } = *past;
+        if let Some(catching) = catching {
+            self.caught(&catching);
+        }
+        match then {
+            Then::Live => {}
+            Then::Attach => self.attach(),
+            Then::Reach(catching) => self.source = catch_up_from_behind(&self.seat, &self.at, catching),
+        }
+    }
+
+    /// The stream has caught up with rooms that it joined, and leaves those that it was to leave then.
+    fn caught(&mut self, catching: &Catching) {
+        self.say_joined(catching);
+        let left = self.seat.mailbox.caught();
+        self.seat.hub.take_away(self.seat.mailbox.key, &left);
+    }
+
+    /// Says that it is in these rooms, if it still is.
+    fn say_joined(&mut self, catching: &Catching) {
+        let mut told = catching.told.clone();
+        told.joined.retain(|room| self.seat.mailbox.is_in_since(room, catching.nth));
+        let (kind, data) = told.notice();
+        self.push_notice(kind, &data);
+    }
+
+    fn push_notice(&mut self, kind: &str, data: &str) {
+        self.own.push(sse::event(kind, Some(&self.at.to_string()), data));
+    }
+
+    /// Does what the stream was told by others.
+    fn heed(&mut self, told: Told) {
+        for (kind, data) in &told.notices {
+            self.push_notice(kind, data);
+        }
+        self.own.extend(told.whispers.iter().map(|whisper| whisper.frame.clone()));
+        if let Some(date) = told.renewed {
+            self.expires = Expiry::new(date, self.seat.hub.settings.expiring_ahead);
+            // The timer is set anew by whatever comes first.
+            self.timer.as_mut().reset(Instant::now());
+            self.timed = None;
+        }
+        if let Some(closing) = told.closing {
+            self.close(closing);
+        }
     }
 
     /// Goes back to history: what the mailbox held is there.
     fn attach(&mut self) {
+        if let Some(catching) = self.seat.mailbox.overdue() {
+            self.source = catch_up_from_behind(&self.seat, &self.at, catching);
+            return;
+        }
         let (tail, attached) = self.seat.attach(&self.at, None);
         if matches!(self.source, Source::Live) {
             self.seat.count(&attached);
@@ -308,21 +362,26 @@ impl Session {
         self.read = tail.read;
         match source(&self.seat, &self.at, &tail, attached) {
             Ok(source) => self.source = source,
-            Err(reset) => self.source = anew(self.seat.hub.clone(), reset),
+            Err(reset) => self.source = anew(self.seat.hub.clone(), reset, None),
         }
     }
 
     fn begin_anew(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(closing) = self.seat.mailbox.closing(cx) {
-            self.close(closing);
+        if let Some(told) = self.seat.mailbox.told(cx) {
+            self.heed(*told);
             return Poll::Ready(());
         }
-        let Source::Anew(caught_up, reason) = &mut self.source else { return Poll::Ready(()) };
-        ready!(caught_up.as_mut().poll(cx));
-        let reason = *reason;
-        let tail = self.seat.begin();
-        (self.at, self.read, self.source) = (tail.at.clone(), tail.read, Source::Live);
+        let Source::Anew(anew) = &mut self.source else { return Poll::Ready(()) };
+        ready!(anew.caught_up.as_mut().poll(cx));
+        let Source::Anew(anew) = std::mem::replace(&mut self.source, Source::Live) else { return Poll::Ready(()) };
+        let Anew { reason, catching, .. } = *anew;
+        let (tail, waiting, left) = self.seat.begin_anew();
+        (self.at, self.start, self.read) = (tail.at.clone(), tail.at.clone(), tail.read);
         self.push_reset(reason);
+        for catching in catching.into_iter().map(|catching| *catching).chain(waiting) {
+            self.say_joined(&catching);
+        }
+        self.seat.hub.take_away(self.seat.mailbox.key, &left);
         Poll::Ready(())
     }
 
@@ -383,7 +442,7 @@ impl http_body::Body for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.seat.hub.metrics.streams_closed.count("reason", self.ended.map_or("gone", ClosingReason::as_str));
-        tracing::debug!(target: "crewcast::events", stream_id = %self.stream_id, "stream closed");
+        tracing::debug!(target: "crewcast::events", stream_id = %self.seat.mailbox.key, "stream closed");
     }
 }
 
@@ -391,75 +450,23 @@ fn frame(kind: &str, id: Option<&str>, data: &impl Serialize) -> Bytes {
     sse::event(kind, id, &serde_json::to_string(data).expect("data is plain text and numbers"))
 }
 
-fn out_of_reach() -> Error {
-    Error::unavailable("The database is out of reach.")
-}
-
-/// Where a stream begins, and the tail that it is attached to.
-async fn judge(seat: &Seat, last_event_id: Option<&str>) -> Result<(Arc<Tail>, Start), Error> {
-    let Some(text) = last_event_id else { return Ok((seat.begin(), Start::Live)) };
-    let Ok(at) = text.parse::<Position>() else { return Ok((seat.begin(), Start::Reset(Reset::Malformed))) };
-    if !seat.hub.reaches(&at) {
-        // Another node, or a read of the state, was faster than our pump.
-        timeout(CATCH_UP_TIMEOUT, seat.hub.catch_up()).await.map_err(|_| out_of_reach())?;
-    }
-    let (tail, attached) = seat.attach(&at, Some(seat.hub.settings.replay_events_max));
-    seat.count(&attached);
-    let source = match attached {
-        Attached::Log => count(seat, &at, &tail).await?,
-        attached => source(seat, &at, &tail, attached),
-    };
-    Ok(match source {
-        Ok(source) => (tail, Start::Replay(at, source)),
-        Err(reset) => (seat.begin(), Start::Reset(reset)),
-    })
-}
-
-/// The log from a position to the tail, unless it has more than is sent one by one.
-async fn count(seat: &Seat, at: &Position, tail: &Tail) -> Result<Result<Source, Reset>, Error> {
-    let mut readers = seat.readers(at, tail);
-    let most = seat.hub.settings.replay_events_max;
-    let counted = seat.hub.read_log(async |conn| too_many(&mut readers, conn, most).await).await;
-    match counted {
-        Ok(true) => Ok(Err(Reset::TooMany)),
-        Ok(false) => Ok(Ok(from_log(seat, readers, tail))),
-        Err(LogError::TooOld) => Ok(Err(Reset::TooOld)),
-        Err(LogError::Foreign) => Ok(Err(Reset::Foreign)),
-        Err(error) => Err(error.into()),
+#[cfg(test)]
+impl Session {
+    /// The next bytes, for whoever polls by hand.
+    pub(super) fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        self.poll_chunk(cx)
     }
 }
 
-async fn too_many(readers: &mut [Reader], conn: &mut sqlx::PgConnection, most: i64) -> Result<bool, LogError> {
-    let mut left = most;
-    for reader in readers {
-        match reader.count(conn, left).await? {
-            Some(count) => left -= count,
-            None => return Ok(true),
-        }
+/// What goes out of an event of the past, if it does: with its id, or without one when it is of rooms that the stream has
+/// just joined.
+fn wanted(seat: &Seat, start: &Position, catching: Option<&Catching>, delivery: &Delivery) -> Option<Bytes> {
+    let live = &delivery.live;
+    if !seat.mailbox.types().passes(&live.kind) {
+        return None;
     }
-    Ok(false)
-}
-
-/// What a stream that was attached at `at` reads.
-fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached) -> Result<Source, Reset> {
-    match attached {
-        Attached::Ring { missed, more: false } if missed.is_empty() => Ok(Source::Live),
-        Attached::Ring { missed, more } => {
-            let chapter = Chapter { events: missed.into_iter(), end: None };
-            Ok(Source::Past(Box::new((chapter, if more { Next::Attach } else { Next::Live }))))
-        }
-        Attached::Log => Ok(from_log(seat, seat.readers(at, tail), tail)),
-        Attached::Reset(reset) => Err(reset),
+    match catching {
+        None => seat.mailbox.brings(live).then(|| delivery.frame()),
+        Some(catching) => seat.mailbox.catches(live, catching.nth, start).then(|| delivery.live.encoded.without_id()),
     }
-}
-
-fn from_log(seat: &Seat, readers: Vec<Reader>, tail: &Tail) -> Source {
-    let pages = past::pages(seat.hub.clone(), readers);
-    let chapter = Chapter { events: Vec::new().into_iter(), end: None };
-    Source::Past(Box::new((chapter, Next::Log(pages, tail.at.clone()))))
-}
-
-/// Begins at the tail of a read that begins from now on, and says why.
-fn anew(hub: Arc<Hub>, reason: Reset) -> Source {
-    Source::Anew(Box::pin(async move { hub.catch_up().await }), reason)
 }

@@ -15,7 +15,7 @@ use super::{super::route::route, *};
 use crate::log::position::tests::epoch;
 
 /// Nothing here asks Postgres: this one is never connected to.
-static DB: LazyLock<(Runtime, Db)> = LazyLock::new(|| {
+pub(super) static DB: LazyLock<(Runtime, Db)> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let db = {
         let _inside = runtime.enter();
@@ -74,7 +74,7 @@ impl Node {
             node: "test".to_owned(),
         };
         let now = Now { epoch: epoch(), snapshot: start.clone(), floor, fresh: Vec::new() };
-        let hub = Hub::new(DB.1.clone(), settings, Arc::new(Metrics::default()), now);
+        let hub = Hub::new(DB.1.clone(), settings, Arc::new(Metrics::default()), now, Arc::new(Lenient));
         let router = Box::pin(route(hub.clone(), hub.live.subscribe(), CancellationToken::new()));
         Self { hub, router, last: start, acts: VecDeque::new() }
     }

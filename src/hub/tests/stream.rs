@@ -29,14 +29,16 @@ pub(super) struct Log {
     /// The rooms of the events, as bits, by seq, over and over.
     masks: Vec<u8>,
     /// The next seq when a transaction committed: what has a lower one was not published after that.
-    committed: BTreeMap<u64, i64>,
+    pub(super) committed: BTreeMap<u64, i64>,
+    /// Bytes that each event is longer by.
+    pub(super) padding: usize,
 }
 
 impl Log {
     pub(super) fn new(masks: Vec<u8>) -> Self {
         let mut cluster = Cluster::new(0);
         cluster.look(0);
-        Self { cluster, masks, committed: BTreeMap::new() }
+        Self { cluster, masks, committed: BTreeMap::new(), padding: 0 }
     }
 
     /// Notes what has committed since the last call.
@@ -46,7 +48,7 @@ impl Log {
         }
     }
 
-    fn mask(&self, seq: i64) -> u8 {
+    pub(super) fn mask(&self, seq: i64) -> u8 {
         self.masks[usize::try_from(seq).unwrap() % self.masks.len()]
     }
 
@@ -58,12 +60,16 @@ impl Log {
     pub(super) fn read(&self, from: &Snapshot, to: &Snapshot) -> Vec<(Event, Position)> {
         let xacts: BTreeMap<i64, u64> = self.cluster.events().map(|(xact, seq)| (seq, xact)).collect();
         let frames = self.cluster.read(from, to, 0).into_iter();
-        let event = |seq| event(xacts[&seq], seq, Self::kind(seq), &rooms(self.mask(seq)));
+        let event = |seq| {
+            let mut event = event(xacts[&seq], seq, Self::kind(seq), &rooms(self.mask(seq)));
+            event.data.extend(std::iter::repeat_n(' ', self.padding));
+            event
+        };
         frames.map(|frame| (event(frame.seq), frame.id.parse().unwrap())).collect()
     }
 }
 
-fn rooms(mask: u8) -> Vec<&'static str> {
+pub(super) fn rooms(mask: u8) -> Vec<&'static str> {
     (0..ROOMS.len()).filter(|nth| mask & (1 << nth) != 0).map(|nth| ROOMS[nth]).collect()
 }
 
@@ -231,8 +237,7 @@ impl Stream {
     }
 
     fn sit(hub: &Arc<Hub>, client: Client) -> Self {
-        let rooms: Vec<String> = rooms(client.mask).into_iter().map(str::to_owned).collect();
-        let seat = Seat::take(hub, "ana", &rooms, client.types.clone()).unwrap();
+        let seat = sit(hub, &rooms(client.mask), client.types.clone());
         let at = client.at.clone();
         Self { client, seat, source: Source::Live, at, read: 0, wakes: Arc::default(), asleep: None }
     }
@@ -336,7 +341,7 @@ impl Stream {
                 self.attach(None, log, ways)?;
                 return Ok(true);
             }
-            Taken::Closing(closing) => panic!("{closing:?}"),
+            taken @ (Taken::Told(_) | Taken::Catch(_)) => panic!("{taken:?}"),
         }
         Ok(false)
     }
