@@ -101,9 +101,9 @@ impl Facts {
 }
 
 /// Of these rooms, those that have presence, each once, in order.
-pub(super) fn with_presence<'a>(rooms: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn with_presence<S: AsRef<str>>(rooms: &[S]) -> Vec<&str> {
     let has_presence = |name: &&str| name.parse::<Room>().is_ok_and(|room| room.has_presence());
-    let mut rooms: Vec<&str> = rooms.into_iter().filter(has_presence).collect();
+    let mut rooms: Vec<&str> = rooms.iter().map(AsRef::as_ref).filter(has_presence).collect();
     rooms.sort_unstable();
     rooms.dedup();
     rooms

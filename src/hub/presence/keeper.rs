@@ -12,7 +12,11 @@ use super::{
     leases::{Beat, Follow, Leases},
     store::{self, Batch},
 };
-use crate::{db::Db, ids::NodeKey};
+use crate::{
+    bus::{Bus, Message},
+    db::Db,
+    ids::NodeKey,
+};
 
 /// The longest time between two looks at what the other nodes wrote.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -35,6 +39,7 @@ pub struct Keeper {
     presence: Arc<Presence>,
     db: Db,
     name: String,
+    bus: Bus,
     leases: Leases,
     look_every: Duration,
     beat_every: Duration,
@@ -47,7 +52,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Reads who is there by now. A Postgres that does not answer is asked again by and by.
-    pub async fn prime(presence: Arc<Presence>, db: Db, name: String) -> Self {
+    pub async fn prime(presence: Arc<Presence>, db: Db, name: String, bus: Bus) -> Self {
         let lease = presence.settings.lease;
         let (look_every, beat_every) = (LOOK_EVERY.min(lease / 4), lease / 4);
         let leases = Leases::new(lease, look_every, ROW_KEPT / 2);
@@ -55,6 +60,7 @@ impl Keeper {
             presence,
             db,
             name,
+            bus,
             leases,
             look_every,
             beat_every,
@@ -64,6 +70,7 @@ impl Keeper {
             beaten: None,
         };
         keeper.look().await;
+        keeper.write_what_is_due().await;
         keeper
     }
 
@@ -139,6 +146,9 @@ impl Keeper {
         conn.is_whole = true;
         self.presence.metrics.presence_statements.inc_by(statements);
         self.is_known = true;
+        if batch.is_news() || is_new {
+            self.bus.tell(Message::Presence);
+        }
         Ok(())
     }
 
@@ -171,6 +181,7 @@ impl Keeper {
             self.leases.followed(node, batch, at);
         }
         conn.is_whole = true;
+        self.bus.set_alone(self.leases.alive() == 0);
         self.presence.metrics.presence_nodes.set(self.leases.alive().try_into().unwrap_or(i64::MAX));
         Ok(())
     }

@@ -133,11 +133,13 @@ impl Presence {
         }
     }
 
-    /// A stream of this node has opened in these rooms; its `who` is none for those who never appear. It is told who is
-    /// there, and the others are told of it. `resumed`: its client was here before.
-    pub fn opened<'a>(&self, stream: Uuid, who: Option<Who>, rooms: impl IntoIterator<Item = &'a str>, resumed: bool) {
-        let (now, rooms) = (Instant::now(), with_presence(rooms));
+    /// A stream of this node has opened; its `who` is none for those who never appear. It is told who is in its rooms, and
+    /// the others are told of it. `rooms` says where it is by then; `resumed`: its client was here before.
+    pub fn opened(&self, stream: Uuid, who: Option<Who>, rooms: impl FnOnce() -> Vec<String>, resumed: bool) {
+        let now = Instant::now();
         let mut state = self.state();
+        let rooms = rooms();
+        let rooms = with_presence(&rooms);
         if let Some(who) = who {
             let news = state.view.opened(stream, who, &rooms, resumed, now);
             self.tell(news, Some(stream));
@@ -147,15 +149,13 @@ impl Presence {
         self.wake(&mut state);
     }
 
-    /// A stream of this node is in these rooms now, some of which it has `joined` just now and is told of.
-    pub fn moved<'a>(
-        &self,
-        stream: Uuid,
-        rooms: impl IntoIterator<Item = &'a str>,
-        joined: impl IntoIterator<Item = &'a str>,
-    ) {
-        let (now, rooms, joined) = (Instant::now(), with_presence(rooms), with_presence(joined));
+    /// A stream of this node is in other rooms; `rooms` says in which by then, whoever else has changed them. It is told
+    /// who is in those that it `joined`.
+    pub fn moved(&self, stream: Uuid, rooms: impl FnOnce() -> Vec<String>, joined: &[String]) {
+        let now = Instant::now();
         let mut state = self.state();
+        let rooms = rooms();
+        let (rooms, joined) = (with_presence(&rooms), with_presence(joined));
         let told = state.typing.keep_in(stream, &rooms);
         self.tell_typing(&told);
         if state.view.facts(stream).is_some() {
@@ -165,6 +165,16 @@ impl Presence {
         }
         self.show(&mut state, stream, &joined, now);
         self.wake(&mut state);
+    }
+
+    /// A stream of this node goes on with another token.
+    pub fn renewed(&self, stream: Uuid, who: Who) {
+        let mut state = self.state();
+        if state.view.facts(stream).is_some_and(|facts| *facts.who != who) {
+            let news = state.view.renamed(stream, who, Instant::now());
+            self.tell(news, None);
+            self.write(&mut state, stream);
+        }
     }
 
     /// The client of a stream of this node says what its user does. Whether that is anybody who is shown.

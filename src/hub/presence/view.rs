@@ -67,7 +67,7 @@ impl View {
     pub(super) fn opened(&mut self, stream: Uuid, who: Who, rooms: &[&str], resumed: bool, now: Instant) -> Vec<News> {
         self.pass(now);
         let status = self.users.get(&who.sub).filter(|_| resumed).map_or(Status::Online, User::status);
-        let rooms = self.shared(with_presence(rooms.iter().copied()));
+        let rooms = self.shared(with_presence(rooms));
         let facts = Facts { who: Arc::new(who), rooms, status, report: None, ends: None };
         self.put(stream, facts, now);
         self.told(now)
@@ -76,8 +76,15 @@ impl View {
     /// A stream is in these rooms now.
     pub(super) fn moved(&mut self, stream: Uuid, rooms: &[&str], now: Instant) -> Vec<News> {
         self.pass(now);
-        let rooms = self.shared(with_presence(rooms.iter().copied()));
+        let rooms = self.shared(with_presence(rooms));
         self.change(stream, now, |facts| facts.rooms = rooms);
+        self.told(now)
+    }
+
+    /// A stream's user is called otherwise.
+    pub(super) fn renamed(&mut self, stream: Uuid, who: Who, now: Instant) -> Vec<News> {
+        self.pass(now);
+        self.change(stream, now, |facts| facts.who = Arc::new(who));
         self.told(now)
     }
 
