@@ -39,7 +39,10 @@ use crate::{
         security::Security,
         warden::{Rights, close_rooms},
     },
-    hub::{Hub, HubSettings, Pump, PumpSettings},
+    hub::{
+        Hub, HubSettings, Pump, PumpSettings,
+        presence::{self, Keeper, PresenceSettings},
+    },
     ids::NodeKey,
     log::epoch::Failover,
     metrics::Metrics,
@@ -134,7 +137,8 @@ impl Server {
         let db = Db::new(options, config.database.database_connections);
         let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
-        let (settings, warden) = (hub_settings(&config, files), Arc::new(Rights(joins.clone())));
+        let (node, warden) = (NodeKey::random(), Arc::new(Rights(joins.clone())));
+        let settings = hub_settings(&config, files, node);
         let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config), settings, metrics.clone(), warden).await?;
         tasks.spawn(pump.run(stop.clone()));
         if let Some(fetcher) = fetcher {
@@ -143,8 +147,11 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
-        let node = NodeKey::random();
         let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
+        let presence = hub.presence();
+        let keeper = Keeper::prime(presence.clone(), db.clone(), hub.node().to_owned(), bus.clone()).await;
+        tasks.spawn(keeper.run(stop.clone()));
+        tasks.spawn(presence.clone().watch_the_clock(stop.clone()));
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
@@ -360,7 +367,12 @@ fn pump_settings(config: &Config) -> PumpSettings {
 
 fn sweeps(config: &Config) -> Vec<Sweep> {
     let alerts = AlertRetention(config.limits.alert_retention).sweeps();
-    [IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()].into_iter().chain(alerts).collect()
+    let others = [
+        IdempotencyTtl(config.limits.idempotency_ttl).sweep(),
+        ticket::sweep(),
+        presence::sweep(config.limits.presence_lease),
+    ];
+    others.into_iter().chain(alerts).collect()
 }
 
 fn join_settings(config: &Config) -> JoinSettings {
@@ -383,7 +395,7 @@ fn ticket_settings(config: &Config) -> TicketSettings {
     }
 }
 
-fn hub_settings(config: &Config, files: Files) -> HubSettings {
+fn hub_settings(config: &Config, files: Files, key: NodeKey) -> HubSettings {
     let limits = &config.limits;
     HubSettings {
         heartbeat: limits.heartbeat,
@@ -398,5 +410,12 @@ fn hub_settings(config: &Config, files: Files) -> HubSettings {
         replays_max: (config.database.database_connections as usize / 2).max(1),
         channel_events: limits.channel_events,
         node: config.node.clone().unwrap_or_else(|| std::process::id().to_string()),
+        key,
+        presence: PresenceSettings {
+            grace: limits.presence_grace,
+            lease: limits.presence_lease,
+            users_max: limits.presence_users_max as usize,
+            typing_ttl: limits.typing_ttl,
+        },
     }
 }

@@ -146,6 +146,14 @@ metrics! {
     joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
     join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";
 
+    presence_users: Gauge = "People who are somewhere, on any node";
+    presence_streams: Gauge = "Their streams, with those that have closed and whose grace runs";
+    presence_rooms: Gauge = "Rooms that they are in";
+    presence_nodes: Gauge = "Other nodes that give signs of life";
+    presence_unwritten: Gauge = "Streams of this node that the other nodes cannot read of yet";
+    presence_statements: Counter = "Statements that wrote streams of this node: all that wait at a moment share one";
+    typing: Gauge = "Fields that somebody types in, each counted once a person";
+
     pump_reads: Counter = "Reads of the log that found something new";
     events: Counters = "Events routed, by type; custom ones together";
     deliveries: Counter = "Events handed to a stream's socket";

@@ -27,6 +27,7 @@ use super::{
     ring::Delivery,
     seat::{self, LOOK_EVENTS_MAX},
     start::CATCH_UP_TIMEOUT,
+    whisper,
 };
 use crate::{
     error::{Code, Error, Result},
@@ -248,6 +249,8 @@ impl Hub {
         let told = RoomsChanged { left: left.clone(), ..RoomsChanged::default() };
         let names: Vec<&str> = left.iter().map(|left| left.room.as_str()).collect();
         mailbox.leave(&names, told.notice());
+        drop(state);
+        self.presence.moved(stream, || mailbox.rooms(), &[]);
         true
     }
 
@@ -256,15 +259,25 @@ impl Hub {
     pub fn renew(&self, stream: Uuid, holder: Arc<dyn Holder>, expires_at: OffsetDateTime) -> bool {
         let mut state = self.state();
         let Some(mailbox) = state.streams.get(&stream) else { return false };
-        mailbox.renew(holder, expires_at);
+        mailbox.renew(holder.clone(), expires_at);
         state.rights += 1;
+        drop(state);
+        if let Some(who) = whisper::who(holder.as_ref()) {
+            self.presence.renewed(stream, who);
+        }
         true
     }
 
     /// Ends a stream. Whether there is such a stream here.
     pub fn end(&self, stream: Uuid, reason: ClosingReason) -> bool {
         self.mailbox(stream).is_some_and(|mailbox| {
-            mailbox.close(Closing::usual(reason, stream.as_u128() as u64));
+            let closing = Closing::usual(reason, stream.as_u128() as u64);
+            mailbox.close(closing);
+            let grace = self.grace(Some(closing));
+            if grace.is_zero() {
+                // Its client may be slow to hear of it: the others need not wait for that.
+                self.presence.closed(stream, grace);
+            }
             true
         })
     }

@@ -244,6 +244,9 @@ impl Mailbox {
         let mut state = self.state();
         let Some(joined) = state.rooms.iter_mut().find(|joined| *joined.room == *whisper.room) else { return };
         joined.is_shown = true;
+        if !self.types.passes(whisper.kind) {
+            return;
+        }
         state.told.get_or_insert_default().whispers.push(whisper);
         state.wake();
     }

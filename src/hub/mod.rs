@@ -27,6 +27,7 @@ mod frames;
 mod holder;
 mod mailbox;
 mod past;
+pub mod presence;
 mod pump;
 mod ring;
 mod rooms;
@@ -41,7 +42,7 @@ mod whisper;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -54,7 +55,13 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::{change::Joining, mailbox::Mailbox, ring::Ring, rooms::Rooms};
+use self::{
+    change::Joining,
+    mailbox::Mailbox,
+    presence::{Presence, PresenceSettings},
+    ring::Ring,
+    rooms::Rooms,
+};
 pub use self::{
     change::{Listed, NotJoined, Wish},
     closing::Closing,
@@ -65,6 +72,7 @@ pub use self::{
 };
 use crate::{
     db::Db,
+    ids::NodeKey,
     log::{Event, Now, Position, Snapshot},
     metrics::Metrics,
     sse::Encoded,
@@ -95,6 +103,10 @@ pub struct HubSettings {
     pub channel_events: usize,
     /// The name of this node.
     pub node: String,
+    /// This node's life: its streams' ids say it.
+    pub key: NodeKey,
+    /// Who is shown for how long.
+    pub presence: PresenceSettings,
 }
 
 /// Where the pump is: the end of the read that it announced last.
@@ -172,6 +184,8 @@ pub struct Hub {
     room: Notify,
     replays: Semaphore,
     warden: Arc<dyn Warden>,
+    /// Locked before `state`, never after.
+    presence: Arc<Presence>,
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
@@ -207,6 +221,16 @@ impl State {
     }
 }
 
+/// Who is where, told to the streams of this hub.
+fn presence(settings: &HubSettings, metrics: &Arc<Metrics>, hub: Weak<Hub>) -> Arc<Presence> {
+    let deliver = move |whisper| {
+        if let Some(hub) = hub.upgrade() {
+            hub.whisper(whisper);
+        }
+    };
+    Arc::new(Presence::new(settings.key, settings.presence.clone(), metrics.clone(), deliver))
+}
+
 impl Hub {
     fn new(db: Db, settings: HubSettings, metrics: Arc<Metrics>, now: Now, warden: Arc<dyn Warden>) -> Arc<Self> {
         let tail = Arc::new(Tail { read: 0, at: now.position(), floor: now.floor, asked: 0 });
@@ -221,7 +245,8 @@ impl Hub {
             draining: false,
         };
         metrics.streams_max.set(settings.streams_max.try_into().unwrap_or(i64::MAX));
-        Arc::new(Self {
+        Arc::new_cyclic(|hub: &Weak<Self>| Self {
+            presence: presence(&settings, &metrics, hub.clone()),
             live: broadcast::Sender::new(settings.channel_events),
             announced: watch::Sender::new(tail),
             answered: watch::Sender::new(0),
@@ -264,6 +289,7 @@ impl Hub {
 
     /// Sets the gauges that are looked up only when somebody asks.
     pub fn measure(&self) {
+        self.presence.measure();
         let state = self.state();
         let (mut events, mut bytes, mut longest) = (0, 0, 0);
         for mailbox in state.streams.values() {

@@ -27,6 +27,7 @@ use super::{
     ring::Delivery,
     seat::{Claim, Full, Seat},
     start::{Anew, Past, Source, Start, Then, anew, catch_up, catch_up_from_behind, judge, out_of_reach, source},
+    whisper,
 };
 use crate::{
     ids::{HEARTBEAT, TypeFilter},
@@ -80,7 +81,7 @@ pub struct Session {
     quiet_since: Instant,
     expires: Expiry,
     /// Why it ended; none while it runs, and when the client left.
-    ended: Option<ClosingReason>,
+    ended: Option<Closing>,
 }
 
 /// When a stream's credentials end.
@@ -137,7 +138,14 @@ impl Session {
         hub.metrics.streams_opened.inc();
         tracing::debug!(target: "crewcast::events", stream_id = %opening.stream_id, "stream opened");
         session.greet(&opening, start);
+        session.appear(&opening);
         Ok(session)
+    }
+
+    /// The others see its user; it sees them once it has begun.
+    fn appear(&self, opening: &Opening) {
+        let (mailbox, who) = (&self.seat.mailbox, whisper::who(opening.holder.as_ref()));
+        self.seat.hub.presence.opened(mailbox.key, who, || mailbox.rooms(), opening.last_event_id.is_some());
     }
 
     /// The stream's id.
@@ -326,6 +334,8 @@ impl Session {
         told.joined.retain(|room| self.seat.mailbox.is_in_since(room, catching.nth));
         let (kind, data) = told.notice();
         self.push_notice(kind, &data);
+        let mailbox = &self.seat.mailbox;
+        self.seat.hub.presence.moved(mailbox.key, || mailbox.rooms(), &told.joined);
     }
 
     fn push_notice(&mut self, kind: &str, data: &str) {
@@ -338,6 +348,10 @@ impl Session {
             self.push_notice(kind, data);
         }
         self.own.extend(told.whispers.iter().map(|whisper| whisper.frame.clone()));
+        if told.is_confused {
+            let (mailbox, rooms) = (&self.seat.mailbox, self.seat.mailbox.rooms());
+            self.seat.hub.presence.moved(mailbox.key, || mailbox.rooms(), &rooms);
+        }
         if let Some(date) = told.renewed {
             self.expires = Expiry::new(date, self.seat.hub.settings.expiring_ahead);
             // The timer is set anew by whatever comes first.
@@ -387,7 +401,7 @@ impl Session {
 
     fn close(&mut self, closing: Closing) {
         self.own.push(closing.frame(Some(&self.at.to_string())));
-        self.ended = Some(closing.reason);
+        self.ended = Some(closing);
         self.source = Source::Ended;
     }
 
@@ -441,7 +455,12 @@ impl http_body::Body for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.seat.hub.metrics.streams_closed.count("reason", self.ended.map_or("gone", ClosingReason::as_str));
+        self.seat
+            .hub
+            .metrics
+            .streams_closed
+            .count("reason", self.ended.map_or("gone", |closing| closing.reason.as_str()));
+        self.seat.hub.presence.closed(self.seat.mailbox.key, self.seat.hub.grace(self.ended));
         tracing::debug!(target: "crewcast::events", stream_id = %self.seat.mailbox.key, "stream closed");
     }
 }

@@ -1,31 +1,48 @@
 //! Whispers: what is told in a room and kept nowhere. Who is there, and who types.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use uuid::Uuid;
 
-use super::Hub;
-
-/// A frame for the streams of one room, without an id.
-#[derive(Debug)]
-pub(super) struct Whisper {
-    pub(super) room: Arc<str>,
-    /// What it is, for the streams' filters.
-    pub(super) kind: &'static str,
-    pub(super) frame: Bytes,
-    /// The stream that is not told: it said so.
-    pub(super) except: Option<Uuid>,
-}
+pub(super) use super::presence::Whisper;
+use super::{
+    Closing, ClosingReason, Holder, Hub,
+    presence::{Ear, Presence, Who},
+};
 
 impl Hub {
-    /// Tells the streams of its room. Whoever calls holds what it is about, so that all hear it in the same order.
+    /// Who is where, on all nodes.
+    pub fn presence(&self) -> &Arc<Presence> {
+        &self.presence
+    }
+
+    /// Tells the streams that are meant. Whoever calls holds what it is about, so that all hear it in the same order.
     pub(super) fn whisper(&self, whisper: Whisper) {
         let whisper = Arc::new(whisper);
         let state = self.state();
-        let others = |key: Uuid| whisper.except != Some(key);
-        for mailbox in state.rooms.members(&whisper.room).iter().filter(|mailbox| others(mailbox.key)) {
+        if let Ear::Only(stream) = whisper.ear {
+            if let Some(mailbox) = state.streams.get(&stream) {
+                mailbox.show(whisper);
+            }
+            return;
+        }
+        let is_meant = |key: Uuid| whisper.ear != Ear::AllBut(key);
+        for mailbox in state.rooms.members(&whisper.room).iter().filter(|mailbox| is_meant(mailbox.key)) {
             mailbox.whisper(&whisper);
         }
     }
+
+    /// How long a stream that has ended still counts as there: until its client can be expected back.
+    pub(super) fn grace(&self, closing: Option<Closing>) -> Duration {
+        match closing {
+            Some(Closing { reason: ClosingReason::Ended | ClosingReason::SignedOut, .. }) => Duration::ZERO,
+            Some(Closing { reconnect_ms, .. }) => self.presence.grace() + Duration::from_millis(reconnect_ms),
+            None => self.presence.grace(),
+        }
+    }
+}
+
+/// The user as others see them; none for those who are not seen.
+pub(super) fn who(holder: &dyn Holder) -> Option<Who> {
+    holder.is_seen().then(|| Who::new(holder.id(), holder.name(), holder.avatar_url()))
 }

@@ -72,6 +72,13 @@ impl Node {
             replays_max: 1,
             channel_events: sizes.channel_events,
             node: "test".to_owned(),
+            key: NodeKey::random(),
+            presence: PresenceSettings {
+                grace: Duration::from_secs(5),
+                lease: Duration::from_secs(10),
+                users_max: 200,
+                typing_ttl: Duration::from_secs(6),
+            },
         };
         let now = Now { epoch: epoch(), snapshot: start.clone(), floor, fresh: Vec::new() };
         let hub = Hub::new(DB.1.clone(), settings, Arc::new(Metrics::default()), now, Arc::new(Lenient));

@@ -1,0 +1,38 @@
+-- Who is where, as each node says it of its own streams. Nothing here is worth its log: after a crash the tables are empty
+-- and every node writes its part again. How that works is told in src/hub/presence/mod.rs.
+
+create unlogged table crewcast.nodes (
+    key     bigint      primary key,
+    name    text        not null,
+    -- Grows while the node lives.
+    beat    bigint      not null,
+    -- The last batch of its streams that was written.
+    batch   bigint      not null,
+    -- Whether it said good-bye: its streams have graces, and no lease is waited for.
+    ended   boolean     not null,
+    -- For the sweep alone: that a node is dead is seen by its beat.
+    beat_at timestamptz not null default now()
+);
+create index nodes_by_beat on crewcast.nodes (beat_at);
+
+create unlogged table crewcast.presence (
+    stream        uuid   primary key,
+    node          bigint not null,
+    -- The batch in which the row was written last.
+    batch         bigint not null,
+    sub           text   not null,
+    name          text,
+    avatar_url    text,
+    rooms         text[] not null,
+    is_idle       boolean not null,
+    -- What its client reported last, and its place among the reports of all streams; none when it has not.
+    stamp         bigint,
+    viewing       text,
+    editing_room  text,
+    editing_field text,
+    -- A stream that has closed counts for so long after.
+    left_at       timestamptz,
+    grace_ms      bigint,
+    constraint presence_grace check ((left_at is null) = (grace_ms is null))
+);
+create index presence_by_batch on crewcast.presence (node, batch);

@@ -1,0 +1,369 @@
+//! Presence and typing: who is in which room, and what they do there.
+//!
+//! Each node holds the picture of the whole cluster in memory, the [`View`], and tells its own streams what changes in it.
+//! What happens to its own streams is in the picture at once. The *keeper* writes that to a table, many streams in one
+//! statement, and reads what the other nodes wrote; it goes on in memory while Postgres is away. A node that is gone
+//! takes its users along when its *lease* has run out; one that stops says for how long each of its users stays.
+//!
+//! # Order
+//!
+//! Frames are handed to the streams while the picture is locked, so that a stream's snapshot and the changes after it come
+//! in order. Whoever delivers may therefore lock the hub, and never calls back; whoever holds the hub's lock does not call
+//! this. They have no id and are in no log: one that a stream misses is made good by the next one.
+
+mod facts;
+mod keeper;
+mod leases;
+mod room;
+mod store;
+#[cfg(test)]
+mod tests;
+mod typing;
+mod user;
+mod view;
+mod whisper;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use time::OffsetDateTime;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub use self::{
+    facts::{Editing, Shown, ShownStatus, Status, Update, Who},
+    keeper::Keeper,
+    room::Snapshot,
+    store::{END, FORGET, GONE, NODE, NODES, PUT, ROWS, SWEEP, sweep},
+    typing::{FIELDS_MAX, TooManyFields, Typist},
+    whisper::{Count, Ear, Whisper},
+};
+use self::{
+    facts::{Facts, with_presence},
+    typing::{Told, Typing},
+    view::{News, View},
+};
+use crate::{ids::NodeKey, metrics::Metrics};
+
+/// How long a stream's row stays when it has counted for the last time: who has not read it by then reads all of the
+/// node's.
+const ROW_KEPT: Duration = Duration::from_secs(60);
+
+/// What presence is told.
+#[derive(Debug, Clone)]
+pub struct PresenceSettings {
+    /// How long a stream that has closed counts.
+    pub grace: Duration,
+    /// How long a node that gives no sign of life is believed in.
+    pub lease: Duration,
+    /// Users that a snapshot shows, and that a room may have before it is told counts.
+    pub users_max: usize,
+    /// How long somebody types who does not say it again.
+    pub typing_ttl: Duration,
+}
+
+/// Why nobody is shown typing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotTyping {
+    /// The stream is in no such room, it is no project's, or its user is nobody who is shown.
+    #[error("the stream is not in this room, or it is no project's")]
+    NotThere,
+    /// It would be one field too many.
+    #[error(transparent)]
+    TooMany(#[from] TooManyFields),
+}
+
+/// Who is where, on all nodes.
+pub struct Presence {
+    node: NodeKey,
+    settings: PresenceSettings,
+    metrics: Arc<Metrics>,
+    deliver: Box<dyn Fn(Whisper) + Send + Sync>,
+    state: Mutex<State>,
+    /// Rung when something ends by time sooner than it did.
+    sooner: Notify,
+    /// Rung when there is something to write.
+    dirty: Notify,
+    /// Rung when there is something to read.
+    look: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    view: View,
+    typing: Typing,
+    /// Streams of this node whose rows are not what they should be.
+    dirty: HashSet<Uuid>,
+    /// Streams of this node that have ended, in the order in which their rows may be deleted. Bounded by what connects
+    /// within [`ROW_KEPT`] and a grace.
+    ended: BTreeSet<(Instant, Uuid)>,
+    /// What the clock's task waits for.
+    awaited: Option<Instant>,
+    /// The last stamp that any report has, here or in what was read.
+    stamp: i64,
+}
+
+impl Presence {
+    /// Nobody is anywhere yet. `deliver` hands a frame to the streams of this node, and waits for nothing.
+    pub fn new(
+        node: NodeKey,
+        settings: PresenceSettings,
+        metrics: Arc<Metrics>,
+        deliver: impl Fn(Whisper) + Send + Sync + 'static,
+    ) -> Self {
+        let (view, typing) = (View::new(settings.users_max), Typing::new(settings.typing_ttl));
+        let state = State { view, typing, dirty: HashSet::new(), ended: BTreeSet::new(), awaited: None, stamp: 0 };
+        Self {
+            node,
+            settings,
+            metrics,
+            deliver: Box::new(deliver),
+            state: Mutex::new(state),
+            sooner: Notify::new(),
+            dirty: Notify::new(),
+            look: Notify::new(),
+        }
+    }
+
+    /// A stream of this node has opened; its `who` is none for those who never appear. It is told who is in its rooms, and
+    /// the others are told of it. `rooms` says where it is by then; `resumed`: its client was here before.
+    pub fn opened(&self, stream: Uuid, who: Option<Who>, rooms: impl FnOnce() -> Vec<String>, resumed: bool) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let rooms = rooms();
+        let rooms = with_presence(&rooms);
+        if let Some(who) = who {
+            let news = state.view.opened(stream, who, &rooms, resumed, now);
+            self.tell(news, Some(stream));
+            self.write(&mut state, stream);
+        }
+        self.show(&mut state, stream, &rooms, now);
+        self.wake(&mut state);
+    }
+
+    /// A stream of this node is in other rooms; `rooms` says in which by then, whoever else has changed them. It is told
+    /// who is in those that it `joined`.
+    pub fn moved(&self, stream: Uuid, rooms: impl FnOnce() -> Vec<String>, joined: &[String]) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let rooms = rooms();
+        let (rooms, joined) = (with_presence(&rooms), with_presence(joined));
+        let told = state.typing.keep_in(stream, &rooms);
+        self.tell_typing(&told);
+        if state.view.facts(stream).is_some() {
+            let news = state.view.moved(stream, &rooms, now);
+            self.tell(news, None);
+            self.write(&mut state, stream);
+        }
+        self.show(&mut state, stream, &joined, now);
+        self.wake(&mut state);
+    }
+
+    /// A stream of this node goes on with another token.
+    pub fn renewed(&self, stream: Uuid, who: Who) {
+        let mut state = self.state();
+        if state.view.facts(stream).is_some_and(|facts| *facts.who != who) {
+            let news = state.view.renamed(stream, who, Instant::now());
+            self.tell(news, None);
+            self.write(&mut state, stream);
+        }
+    }
+
+    /// The client of a stream of this node says what its user does. Whether that is anybody who is shown.
+    pub fn reported(&self, stream: Uuid, update: Update) -> bool {
+        let mut state = self.state();
+        if state.view.facts(stream).is_none() {
+            return false;
+        }
+        let stamp = state.next_stamp();
+        let news = state.view.reported(stream, update, stamp, Instant::now());
+        self.tell(news, None);
+        self.write(&mut state, stream);
+        true
+    }
+
+    /// A stream of any node types in a field, or does not any more.
+    ///
+    /// # Errors
+    /// [`NotTyping`].
+    pub fn typed(&self, stream: Uuid, room: &str, field: &str, is_typing: bool) -> Result<(), NotTyping> {
+        let mut state = self.state();
+        let State { view, typing, .. } = &mut *state;
+        let facts = view.facts(stream).filter(|facts| facts.ends.is_none()).ok_or(NotTyping::NotThere)?;
+        let room = facts.rooms.iter().find(|name| ***name == *room && name.starts_with("project:"));
+        let room = room.ok_or(NotTyping::NotThere)?;
+        let told = if is_typing {
+            typing.start(stream, &facts.who, room, &field.into(), Instant::now())?
+        } else {
+            typing.stop(stream, room, field)
+        };
+        self.tell_typing(told.as_slice());
+        self.wake(&mut state);
+        Ok(())
+    }
+
+    /// A stream of this node has ended. It counts until the grace has passed; zero when its client said good-bye.
+    pub fn closed(&self, stream: Uuid, grace: Duration) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let told = state.typing.keep_in(stream, &[]);
+        self.tell_typing(&told);
+        if state.view.facts(stream).is_none_or(|facts| facts.ends.is_some()) {
+            return;
+        }
+        let news = state.view.closed(stream, grace, now);
+        self.tell(news, None);
+        state.ended.insert((now + grace + ROW_KEPT, stream));
+        self.write(&mut state, stream);
+        self.wake(&mut state);
+    }
+
+    /// Who is in a room. That of a large room may be a second old.
+    pub fn snapshot(&self, room: &str) -> Arc<Snapshot> {
+        let mut state = self.state();
+        let snapshot = state.view.snapshot(room, Instant::now());
+        self.wake(&mut state);
+        snapshot
+    }
+
+    /// How long a stream counts that has closed, when nothing else was said.
+    pub fn grace(&self) -> Duration {
+        self.settings.grace
+    }
+
+    /// Another node has written something: what it wrote is read at once.
+    pub fn look_now(&self) {
+        self.look.notify_one();
+    }
+
+    /// Sets the gauges.
+    pub fn measure(&self) {
+        let state = self.state();
+        let (users, rooms) = state.view.len();
+        let gauges = [
+            (&self.metrics.presence_users, users),
+            (&self.metrics.presence_rooms, rooms),
+            (&self.metrics.presence_streams, state.view.streams().len()),
+            (&self.metrics.presence_unwritten, state.dirty.len()),
+            (&self.metrics.typing, state.typing.len()),
+        ];
+        for (gauge, value) in gauges {
+            gauge.set(value.try_into().unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Tells what time alone changes, until `stop`.
+    pub async fn watch_the_clock(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let due = self.pass(Instant::now());
+            let wait = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = wait => {}
+                () = self.sooner.notified() => {}
+            }
+        }
+    }
+
+    /// Tells what time has changed; when it changes something next.
+    fn pass(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.state();
+        let (told, news) = (state.typing.passed(now), state.view.passed(now));
+        self.tell_typing(&told);
+        self.tell(news, None);
+        state.awaited = state.next_due();
+        state.awaited
+    }
+
+    /// What another node says of its streams.
+    fn heard(&self, facts: Vec<(Uuid, Option<Facts>)>, stamp: i64) {
+        let mut state = self.state();
+        state.stamp = state.stamp.max(stamp);
+        let news = state.view.heard(facts, Instant::now());
+        self.tell_of_others(&mut state, news);
+    }
+
+    /// Another node has these streams and no others.
+    fn kept(&self, node: NodeKey, left: &HashSet<Uuid>) {
+        let mut state = self.state();
+        let news = state.view.kept(node, left, Instant::now());
+        self.tell_of_others(&mut state, news);
+    }
+
+    fn tell_of_others(&self, state: &mut State, news: Vec<News>) {
+        let State { view, typing, .. } = state;
+        let is_open = |stream: Uuid| view.facts(stream).is_some_and(|facts| facts.ends.is_none());
+        let closed: Vec<Uuid> = typing.streams().filter(|stream| !is_open(*stream)).collect();
+        for stream in closed {
+            self.tell_typing(&typing.keep_in(stream, &[]));
+        }
+        self.tell(news, None);
+        self.wake(state);
+    }
+
+    fn tell(&self, news: Vec<News>, but: Option<Uuid>) {
+        news.into_iter().for_each(|news| (self.deliver)(Whisper::of_news(news, but)));
+    }
+
+    fn tell_typing(&self, told: &[Told]) {
+        told.iter().filter_map(Whisper::of_typing).for_each(&self.deliver);
+    }
+
+    /// Tells a stream who is in these rooms.
+    fn show(&self, state: &mut State, stream: Uuid, rooms: &[&str], now: Instant) {
+        for room in rooms {
+            let snapshot = state.view.snapshot(room, now);
+            (self.deliver)(Whisper::of_snapshot(&snapshot, Ear::Only(stream)));
+        }
+    }
+
+    fn write(&self, state: &mut State, stream: Uuid) {
+        state.dirty.insert(stream);
+        self.dirty.notify_one();
+    }
+
+    /// Wakes the clock's task, if something is due before it looks.
+    fn wake(&self, state: &mut State) {
+        let due = state.next_due();
+        if due.is_some_and(|due| state.awaited.is_none_or(|awaited| due < awaited)) {
+            state.awaited = due;
+            self.sooner.notify_one();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the picture")
+    }
+}
+
+impl State {
+    fn next_due(&self) -> Option<Instant> {
+        self.view.next_due().into_iter().chain(self.typing.next_due()).min()
+    }
+
+    /// Later than all reports that this node knows of, and by the clock later than what it does not know of.
+    fn next_stamp(&mut self) -> i64 {
+        let clock = i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(0);
+        self.stamp = clock.max(self.stamp + 1);
+        self.stamp
+    }
+}
+
+impl fmt::Debug for Presence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Presence").field("node", &self.node).finish_non_exhaustive()
+    }
+}

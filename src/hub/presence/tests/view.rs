@@ -1,0 +1,283 @@
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    hub::presence::{
+        facts::{Editing, Status, Update, Who},
+        view::{News, View},
+    },
+    ids::NodeKey,
+};
+
+const GRACE: Duration = Duration::from_secs(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A view, and a stream for each name.
+struct Stage {
+    view: View,
+    node: NodeKey,
+    now: Instant,
+    streams: BTreeMap<&'static str, Uuid>,
+    stamp: i64,
+}
+
+impl Stage {
+    fn new(users_max: usize) -> Self {
+        let (node, now) = (NodeKey::random(), Instant::now());
+        Self { view: View::new(users_max), node, now, streams: BTreeMap::new(), stamp: 0 }
+    }
+
+    /// Opens a stream of this name, whose first letter is its user.
+    fn open(&mut self, name: &'static str, rooms: &[&str], resumed: bool) -> Vec<String> {
+        let stream = *self.streams.entry(name).or_insert_with(|| self.node.stream());
+        let who = Who::new(&name[..1], None, None);
+        told(self.view.opened(stream, who, rooms, resumed, self.now))
+    }
+
+    fn close(&mut self, name: &str, grace: Duration) -> Vec<String> {
+        told(self.view.closed(self.streams[name], grace, self.now))
+    }
+
+    fn report(&mut self, name: &str, update: Update) -> Vec<String> {
+        self.stamp += 1;
+        told(self.view.reported(self.streams[name], update, self.stamp, self.now))
+    }
+
+    fn is(&mut self, name: &str, status: Status) -> Vec<String> {
+        self.report(name, Update { status: Some(status), ..Update::default() })
+    }
+
+    fn pass(&mut self, time: Duration) -> Vec<String> {
+        self.now += time;
+        told(self.view.passed(self.now))
+    }
+
+    fn snapshot(&mut self, room: &str) -> (usize, Vec<String>) {
+        let snapshot = self.view.snapshot(room, self.now);
+        (snapshot.total, snapshot.users.iter().map(|user| user.user_id.to_string()).collect())
+    }
+}
+
+fn views(viewing: &str) -> Update {
+    Update { viewing: Some(Some(viewing.into())), ..Update::default() }
+}
+
+fn edits(room: &str, field: &str) -> Update {
+    Update { editing: Some(Some(Editing { room: room.into(), field: field.into() })), ..Update::default() }
+}
+
+/// News in one line each: room, user, status, what is viewed, what is edited.
+fn told(news: Vec<News>) -> Vec<String> {
+    let line = |news| match news {
+        News::Changed(shown) => {
+            let editing = shown.editing.map(|editing| format!(" edits {}", editing.field)).unwrap_or_default();
+            let viewing = shown.viewing.map(|viewing| format!(" views {viewing}")).unwrap_or_default();
+            let status = format!("{:?}", shown.status).to_lowercase();
+            format!("{}: {} {status}{viewing}{editing}", shown.room, shown.user_id)
+        }
+        News::Counted(room, total) => format!("{room}: {total}"),
+        News::Anew(snapshot) => format!("{}: anew {}", snapshot.room, snapshot.total),
+    };
+    news.into_iter().map(line).collect()
+}
+
+const PROJECT: &str = "project:0192f0c1-2b7a-7cc0-8a2e-0123456789ab";
+
+#[test]
+fn three_tabs_are_one_user_who_leaves_with_the_last() {
+    let mut stage = Stage::new(10);
+    assert_eq!(stage.open("a1", &["company"], false), ["company: a online"]);
+    assert_eq!(stage.open("a2", &["company"], false), [""; 0]);
+    assert_eq!(stage.open("a3", &["company"], false), [""; 0]);
+    assert_eq!(stage.snapshot("company"), (1, vec!["a".to_owned()]));
+    assert_eq!(stage.close("a1", Duration::ZERO), [""; 0]);
+    assert_eq!(stage.close("a2", GRACE), [""; 0]);
+    assert_eq!(stage.pass(GRACE), [""; 0]);
+    assert_eq!(stage.close("a3", Duration::ZERO), ["company: a offline"]);
+    assert_eq!(stage.snapshot("company"), (0, vec![]));
+    assert_eq!(stage.view.len(), (0, 0), "nothing is left of them");
+}
+
+#[test]
+fn a_reconnect_inside_the_grace_shows_nothing_and_a_late_one_a_leave() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    assert_eq!(stage.close("a1", GRACE), [""; 0]);
+    assert_eq!(stage.view.next_due(), Some(stage.now + GRACE));
+    assert_eq!(stage.pass(GRACE - SECOND), [""; 0]);
+    assert_eq!(stage.open("a2", &["company"], true), [""; 0]);
+    assert_eq!(stage.pass(GRACE), [""; 0]);
+    stage.close("a2", GRACE);
+    assert_eq!(stage.pass(GRACE), ["company: a offline"]);
+    assert_eq!(stage.view.next_due(), None);
+}
+
+#[test]
+fn a_user_is_online_while_any_stream_is_and_idle_when_all_are() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    stage.open("a2", &["company"], false);
+    assert_eq!(stage.is("a1", Status::Idle), [""; 0]);
+    assert_eq!(stage.is("a2", Status::Idle), ["company: a idle"]);
+    assert_eq!(stage.is("a2", Status::Idle), [""; 0], "nothing is told twice");
+    assert_eq!(stage.is("a1", Status::Online), ["company: a online"]);
+}
+
+#[test]
+fn an_idle_laptop_that_connects_again_stays_idle_and_a_new_tab_does_not() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], true);
+    stage.is("a1", Status::Idle);
+    stage.close("a1", GRACE);
+    assert_eq!(stage.open("a2", &["company"], true), [""; 0]);
+    assert_eq!(stage.pass(GRACE), [""; 0]);
+    assert_eq!(stage.open("a3", &["company"], false), ["company: a online"]);
+    assert_eq!(stage.open("b1", &["company"], true), ["company: b online"], "nobody was there to be like");
+}
+
+#[test]
+fn a_room_learns_nothing_of_another_room() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company", PROJECT], false);
+    assert_eq!(stage.report("a1", views(PROJECT)), [format!("{PROJECT}: a online views {PROJECT}")]);
+    assert_eq!(stage.report("a1", edits(PROJECT, "name")), [format!("{PROJECT}: a online views {PROJECT} edits name")]);
+    let page = ["company: a online views /plan".to_owned(), format!("{PROJECT}: a online views /plan edits name")];
+    assert_eq!(stage.report("a1", views("/plan")), page);
+    assert_eq!(stage.report("a1", views("user:b")).len(), 2, "a room without presence is shown nowhere");
+    let snapshot = stage.view.snapshot("company", stage.now);
+    assert_eq!((&snapshot.users[0].viewing, &snapshot.users[0].editing), (&None, &None));
+}
+
+#[test]
+fn what_is_shown_is_of_the_stream_that_reported_last_of_those_that_are_there() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    stage.open("a2", &["company"], false);
+    stage.report("a1", views("/one"));
+    assert_eq!(stage.report("a2", views("/two")), ["company: a online views /two"]);
+    assert_eq!(stage.close("a2", Duration::ZERO), ["company: a online views /one"]);
+    let nothing = Update { viewing: Some(None), ..Update::default() };
+    assert_eq!(stage.report("a1", nothing), ["company: a online"]);
+}
+
+#[test]
+fn a_report_that_arrives_late_is_not_the_last() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    stage.open("a2", &["company"], false);
+    stage.stamp = 10;
+    stage.report("a1", views("/new"));
+    stage.stamp = 5;
+    assert_eq!(stage.report("a2", views("/old")), [""; 0]);
+}
+
+#[test]
+fn what_an_update_leaves_out_stays() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    stage.report("a1", views("/plan"));
+    assert_eq!(stage.is("a1", Status::Idle), ["company: a idle views /plan"]);
+    assert_eq!(stage.report("a1", edits("company", "motto")), ["company: a idle views /plan edits motto"]);
+}
+
+#[test]
+fn leaving_a_room_shows_at_once_unless_another_stream_is_in_it() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company", "division:x"], false);
+    stage.open("a2", &["company"], false);
+    let (one, two) = (stage.streams["a1"], stage.streams["a2"]);
+    assert_eq!(told(stage.view.moved(one, &["company"], stage.now)), ["division:x: a offline"]);
+    assert_eq!(told(stage.view.moved(one, &[], stage.now)), [""; 0]);
+    assert_eq!(told(stage.view.moved(two, &["division:x"], stage.now)).len(), 2);
+}
+
+#[test]
+fn rooms_of_people_and_topics_have_no_presence() {
+    let mut stage = Stage::new(10);
+    assert_eq!(stage.open("a1", &["user:a", "topic:x", "company"], false), ["company: a online"]);
+    assert_eq!(stage.view.len(), (1, 1));
+}
+
+#[test]
+fn a_nodes_streams_go_together() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    stage.open("a2", &["company"], false);
+    stage.open("b1", &["company"], false);
+    let dead = std::mem::replace(&mut stage.node, NodeKey::random());
+    stage.open("b2", &["company"], false);
+    stage.report("a1", views("/x"));
+    assert_eq!(told(stage.view.kept(dead, &[].into(), stage.now)), ["company: a offline"]);
+}
+
+#[test]
+fn those_who_edit_come_first_then_those_who_view() {
+    let mut stage = Stage::new(3);
+    for name in ["e", "d", "c", "b", "a"] {
+        stage.open(name, &["company"], false);
+    }
+    stage.report("d", views("/x"));
+    stage.report("e", edits("company", "motto"));
+    stage.pass(SECOND);
+    assert_eq!(stage.snapshot("company"), (5, ["e", "d", "a"].map(str::to_owned).to_vec()));
+}
+
+#[test]
+fn a_large_room_is_told_counts_once_a_second_and_everything_when_it_is_small_again() {
+    let mut stage = Stage::new(10);
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+    for name in &names[..10] {
+        assert_eq!(stage.open(name, &["company"], false).len(), 1);
+    }
+    assert_eq!(stage.open("k", &["company"], false), ["company: 11"]);
+    assert_eq!(stage.open("l", &["company"], false), [""; 0]);
+    assert_eq!(stage.is("l", Status::Idle), [""; 0]);
+    assert_eq!(stage.pass(SECOND), ["company: 12"]);
+    stage.close("l", Duration::ZERO);
+    stage.open("l", &["company"], false);
+    assert_eq!(stage.pass(SECOND), [""; 0], "the total is what it was");
+    for name in &names[..2] {
+        stage.close(name, Duration::ZERO);
+    }
+    assert_eq!(stage.pass(SECOND), ["company: 10"], "it has to shrink by a tenth");
+    assert_eq!(stage.close("c", Duration::ZERO), ["company: anew 9"]);
+    assert_eq!(stage.close("d", Duration::ZERO), ["company: d offline"]);
+}
+
+#[test]
+fn whoever_got_an_old_snapshot_of_a_large_room_is_told_the_total() {
+    let mut stage = Stage::new(2);
+    for name in ["a", "b", "c"] {
+        stage.open(name, &["company"], false);
+    }
+    assert_eq!(stage.pass(SECOND), [""; 0]);
+    assert_eq!(stage.snapshot("company").0, 3);
+    stage.open("d", &["company"], false);
+    assert_eq!(stage.snapshot("company").0, 3, "made a moment ago");
+    assert_eq!(stage.close("d", Duration::ZERO), [""; 0]);
+    stage.now += SECOND / 2;
+    stage.open("d", &["company"], false);
+    assert_eq!(stage.snapshot("company").0, 3);
+    assert_eq!(stage.pass(SECOND), ["company: 4"]);
+    assert_eq!(stage.snapshot("company").0, 4, "another second, another snapshot");
+    stage.open("e", &["company"], false);
+    assert_eq!(stage.pass(SECOND), ["company: 5"]);
+}
+
+#[test]
+fn ten_thousand_who_join_one_room_cost_little_each() {
+    const USERS: usize = 10_000;
+    let mut view = View::new(200);
+    let (node, now) = (NodeKey::random(), Instant::now());
+    let (mut told, mut snapshots) = (0, Vec::new());
+    for nth in 0..USERS {
+        let who = Who::new(&format!("user{nth}"), Some("Somebody Else"), None);
+        told += view.opened(node.stream(), who, &["company"], false, now).len();
+        snapshots.push(view.snapshot("company", now));
+        snapshots.dedup_by(|a, b| Arc::ptr_eq(a, b));
+    }
+    assert_eq!(told, 201, "each until the room was large, then one count");
+    assert_eq!(snapshots.len(), 201, "one for each until then, then one for all");
+}
