@@ -257,6 +257,11 @@ impl Client {
     }
 }
 
+/// Whether a frame is of presence or typing, which are in no log.
+fn is_whisper(frame: &Frame) -> bool {
+    ["presence:", "typing:"].iter().any(|prefix| frame.event.starts_with(prefix))
+}
+
 /// An open stream.
 pub struct Stream {
     response: reqwest::Response,
@@ -265,7 +270,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next frame that is no heartbeat; none at the end of the stream.
+    /// The next frame that is neither a heartbeat nor about who is there; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             let frame = self.next_or_beat().await?;
@@ -275,8 +280,18 @@ impl Stream {
         }
     }
 
-    /// The next frame; none at the end of the stream.
+    /// The next frame that is not about who is there; none at the end of the stream.
     pub async fn next_or_beat(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next_of_all().await?;
+            if !is_whisper(&frame) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The next frame; none at the end of the stream.
+    pub async fn next_of_all(&mut self) -> Option<Frame> {
         while self.frames.is_empty() {
             let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("a silent stream");
             let frames = self.parser.push(&chunk.ok()??);
@@ -352,12 +367,12 @@ impl Slow {
         Self { socket, parser, frames: Default::default(), raw: Some(Vec::new()) }
     }
 
-    /// The next frame that is no heartbeat; none at the end of the stream.
+    /// The next frame that is neither a heartbeat nor about who is there; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         use tokio::io::AsyncReadExt as _;
         loop {
             while let Some(frame) = self.frames.pop_front() {
-                if frame.event != "heartbeat" {
+                if frame.event != "heartbeat" && !is_whisper(&frame) {
                     return Some(frame);
                 }
             }
