@@ -17,6 +17,7 @@ use crate::{
     auth::{
         Checks, InvalidKey, Verifier, generate_secret,
         jwks::Fetcher,
+        session::{self, SessionSettings, Sessions},
         ticket::{self, TicketSettings, Tickets},
     },
     config::{Config, Keys, Secret},
@@ -69,6 +70,8 @@ pub struct App {
     pub signatures: Arc<Signatures>,
     /// Who is calling from a browser's stream.
     pub tickets: Tickets,
+    /// Who is calling from a browser that signed in.
+    pub sessions: Sessions,
     /// Who has done how much of late.
     pub limiters: Arc<Limiters>,
     /// The security log.
@@ -137,6 +140,8 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
+        let sessions = session_settings(&config);
+        let sessions = Sessions::start(db.clone(), hub.clone(), sessions, metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
@@ -150,6 +155,7 @@ impl Server {
             verifier,
             signatures,
             tickets,
+            sessions,
             limiters,
             security,
             metrics,
@@ -347,7 +353,10 @@ fn pump_settings(config: &Config) -> PumpSettings {
 
 fn sweeps(config: &Config) -> Vec<Sweep> {
     let alerts = AlertRetention(config.limits.alert_retention).sweeps();
-    [IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep()].into_iter().chain(alerts).collect()
+    [IdempotencyTtl(config.limits.idempotency_ttl).sweep(), ticket::sweep(), session::sweep()]
+        .into_iter()
+        .chain(alerts)
+        .collect()
 }
 
 fn join_settings(config: &Config) -> JoinSettings {
@@ -365,6 +374,16 @@ fn ticket_settings(config: &Config) -> TicketSettings {
         ttl: limits.ticket_ttl,
         idle: limits.ticket_idle,
         per_user: limits.tickets_per_user,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
+    }
+}
+
+fn session_settings(config: &Config) -> SessionSettings {
+    let limits = &config.limits;
+    SessionSettings {
+        check: limits.session_check,
+        per_user: limits.sessions_per_user,
         waiting_max: limits.joins_waiting_max as usize,
         statement_timeout: limits.request_timeout,
     }

@@ -18,7 +18,7 @@ use axum::{
 };
 
 use crate::{
-    auth::ticket::Ticket,
+    auth::{session::Cookie, ticket::Ticket},
     error::{Code, Problem},
     hub::{Closing, ClosingReason},
     metrics::Metrics,
@@ -47,9 +47,13 @@ pub(super) async fn come_back(State(metrics): State<Arc<Metrics>>, request: Requ
     }
 }
 
-/// Whether whoever asks may be an `EventSource` with a ticket. Whether that is good may be what could not be found out.
+/// Whether whoever asks may be an `EventSource` with a ticket or a cookie. Whether that is good may be what could not be
+/// found out.
 fn gives_up(request: &Request) -> bool {
-    matches!(Ticket::of(request.headers(), request.uri()), Some(Ok(_)))
+    match Ticket::of(request.headers(), request.uri()) {
+        Some(ticket) => ticket.is_ok(),
+        None => matches!(Cookie::of(request.headers()), Some(Ok(_))),
+    }
 }
 
 /// Why the client is to come back; none when it is answered for good.
