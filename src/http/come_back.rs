@@ -107,6 +107,8 @@ mod tests {
 
     const TICKET: &str = "cct_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
+    const COOKIE: &str = "__Host-crewcast=ccs_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
     fn limited() -> Error {
         Error::new(Code::RateLimited, "Too many.").with_retry_after(Duration::from_secs(30))
     }
@@ -189,6 +191,13 @@ mod tests {
             let (status, headers, body) = ask(&format!("{path}?ticket={TICKET}"), None).await;
             assert_eq!(status.as_u16(), expected, "{path} {body}");
             assert!(!headers.contains_key(RETRY_AFTER), "{path}");
+        }
+        for (cookie, expected) in
+            [(COOKIE, StatusCode::OK), ("__Host-crewcast=nonsense", StatusCode::SERVICE_UNAVAILABLE)]
+        {
+            let request = Request::get("/unavailable").header("cookie", cookie);
+            let response = app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), expected, "{cookie}");
         }
         for nobody in ["/unavailable", "/unavailable?ticket=", "/unavailable?ticket=nonsense"] {
             assert_eq!(ask(nobody, None).await.0, StatusCode::SERVICE_UNAVAILABLE, "{nobody}");

@@ -1,15 +1,14 @@
 //! A session's streams: they live with it, and end with it, on whatever node it was ended.
 
-use std::time::Duration;
-
+use crewcast::auth::Role;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{own, sign_in, until_counted, with_seconds_left};
+use super::{own, sign_in, until, until_counted, with_seconds_left};
 use crate::support::{
-    Client, PATIENCE, Process, Stream, connect, database, folder, private_postgres, publish, server, token, url,
+    Client, PATIENCE, Process, Stream, connect, database, folder, private_postgres, publish, server, sql, token, url,
 };
 
 const OPEN: &str = "crewcast_sessions_open";
@@ -77,6 +76,7 @@ async fn a_node_that_is_told_looks_at_once() {
 async fn streams_live_on_when_their_user_signs_in_again_and_end_with_the_new_token() {
     let url = database().await;
     let (near, far) = (server(&url, &["--session-check=1h"]).await, server(&url, &["--session-check=50ms"]).await);
+    let old_end = time::OffsetDateTime::now_utc().unix_timestamp() + 3;
     let old = sign_in(&with_seconds_left(&near, "ana", 3), "").await;
     let mut streams = Vec::new();
     for server in [&near, &far] {
@@ -87,9 +87,9 @@ async fn streams_live_on_when_their_user_signs_in_again_and_end_with_the_new_tok
     }
     let new = sign_in(&with_seconds_left(&near, "ana", 3600), &old).await;
     // Past the end of the old token.
-    super::until(&mut connect(&url).await, "ends_at > now() + interval '50 minutes' from crewcast.sessions").await;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    publish(&mut connect(&url).await, "company", 1..=1, 10).await;
+    let mut conn = connect(&url).await;
+    until(&mut conn, &format!("now() > to_timestamp({old_end}) + interval '500 ms'")).await;
+    publish(&mut conn, "company", 1..=1, 10).await;
     for stream in &mut streams {
         stream.expect("test:n").await;
     }
@@ -212,4 +212,48 @@ async fn without_postgres_no_stream_ends_and_nobody_is_told_that_their_cookie_is
     ends(&mut stream, "signed_out").await;
     server.stop().await;
     postgres.stop().await;
+}
+
+#[tokio::test]
+async fn a_cookie_is_in_no_line_of_the_log_however_much_is_logged() {
+    let (url, log) = (database().await, tempfile::NamedTempFile::new().unwrap());
+    let settings = ["--poll=20ms", "--session-check=20ms", "--streams-max=1"];
+    let mut server = Process::start_logging(&url, &settings, "trace", log.reopen().unwrap().into()).await;
+    let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
+    let origin = format!("http://{}", server.address);
+    let first = sign_in(&ana, "").await;
+    let cookie = sign_in(&ana, &first).await;
+    let browser = Client::browser(&server.address, &cookie, &origin);
+    let stream = opened(&browser, "").await;
+    told(&browser, "overload").await;
+    // Each with another end: fine, refused, twice, spoilt, from elsewhere.
+    let bad = [first.clone(), format!("{cookie}; {cookie}"), format!("{cookie}x")];
+    let elsewhere = Client::browser(&server.address, &cookie, "https://evil.example");
+    let browsers = bad.iter().map(|bad| Client::browser(&server.address, bad, &origin)).chain([elsewhere]);
+    for browser in browsers {
+        let (status, problem) = browser.send(Method::POST, "/v1/projects", Value::Null).await;
+        assert!(status.is_client_error() && !problem.to_string().contains("ccs_"), "{status} {problem}");
+    }
+    // And with a cause that is logged.
+    let mut conn = connect(&url).await;
+    sql(&mut conn, "alter table crewcast.sessions rename to mislaid").await;
+    assert_eq!(browser.send(Method::GET, "/v1/me", Value::Null).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(ana.send(Method::POST, "/v1/session", Value::Null).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    sql(&mut conn, "alter table crewcast.mislaid rename to sessions").await;
+    sign_out(&browser).await;
+    drop(stream);
+    kill(Pid::from_raw(server.child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    tokio::time::timeout(PATIENCE, server.child.wait()).await.expect("the process ends").unwrap();
+    let log = std::fs::read_to_string(log.path()).unwrap();
+    let signs = ["insert into crewcast.sessions", "from crewcast.sessions where digest", "bad_origin", "stream opened"];
+    for sign in signs {
+        assert!(log.contains(sign), "a log that tells little: {sign} is not in it");
+    }
+    let causes = log.lines().filter(|line| line.contains("request failed") && line.contains("does not exist"));
+    assert!(causes.count() >= 2, "what Postgres said is told for both");
+    for cookie in [&first, &cookie] {
+        let secret = cookie.split_once("ccs_").unwrap().1;
+        let shown: Vec<&str> = log.lines().filter(|line| line.contains(secret)).collect();
+        assert_eq!(shown, [""; 0]);
+    }
 }
