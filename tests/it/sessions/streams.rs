@@ -5,6 +5,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::{own, sign_in, until, until_counted, with_seconds_left};
 use crate::support::{
@@ -24,8 +25,10 @@ async fn sign_out(browser: &Client) {
     assert_eq!(status, StatusCode::NO_CONTENT, "{problem}");
 }
 
+/// A stream that does not end would beat for ever.
 async fn ends(stream: &mut Stream, reason: &str) {
-    assert_eq!(stream.expect("stream:closing").await.1["reason"], reason);
+    let closing = timeout(PATIENCE, stream.expect("stream:closing")).await.expect("it ends");
+    assert_eq!(closing.1["reason"], reason);
     assert!(stream.next().await.is_none(), "it is the last event");
 }
 
@@ -135,7 +138,7 @@ async fn a_node_knows_which_sessions_have_streams() {
     assert_eq!(ana.metrics().await[OPEN], 2.0);
     drop(streams);
     let gone = async { while ana.metrics().await[OPEN] > 0.0 {} };
-    tokio::time::timeout(PATIENCE, gone).await.unwrap();
+    timeout(PATIENCE, gone).await.unwrap();
     server.stop().await;
 }
 
@@ -243,7 +246,7 @@ async fn a_cookie_is_in_no_line_of_the_log_however_much_is_logged() {
     sign_out(&browser).await;
     drop(stream);
     kill(Pid::from_raw(server.child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
-    tokio::time::timeout(PATIENCE, server.child.wait()).await.expect("the process ends").unwrap();
+    timeout(PATIENCE, server.child.wait()).await.expect("the process ends").unwrap();
     let log = std::fs::read_to_string(log.path()).unwrap();
     let signs = ["insert into crewcast.sessions", "from crewcast.sessions where digest", "bad_origin", "stream opened"];
     for sign in signs {
