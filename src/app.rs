@@ -20,6 +20,7 @@ use crate::{
         session::{self, SessionSettings, Sessions},
         ticket::{self, TicketSettings, Tickets},
     },
+    bus::Bus,
     config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
@@ -37,7 +38,7 @@ use crate::{
         accept::{AcceptSettings, Acceptor},
         limit::Limiters,
         security::Security,
-        warden::Rights,
+        warden::{Rights, close_rooms},
     },
     hub::{Hub, HubSettings, Pump, PumpSettings},
     ids::NodeKey,
@@ -80,6 +81,11 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
     pub draining: CancellationToken,
+    /// What the nodes tell each other.
+    pub bus: Bus,
+    /// Cancelled when an admin wants this node to end: whoever runs it stops it then.
+    #[from_ref(skip)]
+    pub leave: CancellationToken,
 }
 
 impl App {
@@ -141,14 +147,16 @@ impl Server {
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
         let sessions = session_settings(&config);
-        let sessions = Sessions::start(db.clone(), hub.clone(), sessions, metrics.clone(), &tasks, stop.clone());
+        let sessions = Sessions::start(db.clone(), sessions, metrics.clone(), &tasks, stop.clone());
+        let node = NodeKey::random();
+        let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
         let app = App {
             config,
             db,
-            node: NodeKey::random(),
+            node,
             hub,
             joins,
             people,
@@ -160,7 +168,13 @@ impl Server {
             security,
             metrics,
             draining,
+            bus,
+            leave: CancellationToken::new(),
         };
+        tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
+        tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
+        tasks.spawn(http::session::keep(app.clone(), stop.clone()));
+        tasks.spawn(http::command::serve(app.clone(), heard, tasks.clone(), stop.clone()));
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
         let serving = tokio::spawn(acceptor.run(closed));
@@ -382,7 +396,6 @@ fn ticket_settings(config: &Config) -> TicketSettings {
 fn session_settings(config: &Config) -> SessionSettings {
     let limits = &config.limits;
     SessionSettings {
-        check: limits.session_check,
         per_user: limits.sessions_per_user,
         waiting_max: limits.joins_waiting_max as usize,
         statement_timeout: limits.request_timeout,

@@ -371,6 +371,13 @@ impl Error {
     }
 }
 
+/// What another node of ours has answered.
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Self {
+        Self::from_problem(problem)
+    }
+}
+
 /// `on_constraint` on results, where queries need it.
 pub trait OnConstraint<T> {
     /// Turns the violation of a named constraint into the error that the client should see.

@@ -161,6 +161,11 @@ metrics! {
     delivered: Counter in Bytes = "Bytes handed to the streams' sockets";
     delivery_lag: Seconds in Seconds = "From an event's append to a socket, taken from the last event of every sixteenth piece";
 
+    bus_connected: Gauge = "1 while this node hears the others, else 0";
+    bus_heard: Counter = "Messages of other nodes";
+    bus_statements: Counter = "Statements that told other nodes something: what collects while one runs shares the next";
+    bus_dropped: Counter = "Messages that did not fit into a queue, or that Postgres did not take; what they said is looked up later";
+
     postgres_reachable: Gauge = "1 while Postgres answers, else 0";
     postgres_connections: Gauge = "Connections to Postgres that are open";
     postgres_connections_idle: Gauge = "Connections to Postgres that nothing uses now";

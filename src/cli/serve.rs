@@ -27,9 +27,11 @@ pub(super) async fn run(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => return Ok(()),
     };
     greet(&server);
+    let leave = server.app.leave.clone();
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = leave.cancelled() => {}
     }
     say("ending streams and finishing requests; once more to end at once");
     tokio::select! {

@@ -43,6 +43,8 @@ pub struct Db {
     options: PgConnectOptions,
     /// Rung after each commit that appended events: the pump listens.
     bell: Arc<Notify>,
+    /// Rung with it, for whoever tells the other nodes.
+    echo: Arc<Notify>,
     /// Whether Postgres answered last time. Written by the pump, which is never without a question.
     reach: Arc<Reach>,
 }
@@ -68,7 +70,7 @@ impl Db {
                 })
             })
             .connect_lazy_with(options.clone());
-        Self { pool, options, bell: Arc::default(), reach: Arc::default() }
+        Self { pool, options, bell: Arc::default(), echo: Arc::default(), reach: Arc::default() }
     }
 
     /// Begins a change.
@@ -78,7 +80,13 @@ impl Db {
     pub async fn write(&self) -> Result<Write, Error> {
         self.breaker()?;
         let tx = self.pool.begin().await?;
-        Ok(Write { tx, events: Vec::new(), mutation_id: None, publishes: false, bell: self.bell.clone() })
+        Ok(Write {
+            tx,
+            events: Vec::new(),
+            mutation_id: None,
+            publishes: false,
+            bells: [self.bell.clone(), self.echo.clone()],
+        })
     }
 
     /// Begins a read: every statement sees one snapshot, and [`Read::cursor`] is the position of it.
@@ -117,6 +125,11 @@ impl Db {
     /// What rings after each commit that appended events.
     pub fn bell(&self) -> Arc<Notify> {
         self.bell.clone()
+    }
+
+    /// The same for whoever tells the other nodes.
+    pub fn echo(&self) -> Arc<Notify> {
+        self.echo.clone()
     }
 
     /// Says whether Postgres can be reached: while it can't, requests are answered at once.
@@ -186,7 +199,7 @@ pub struct Write {
     mutation_id: Option<String>,
     /// Whether some of its events are written.
     publishes: bool,
-    bell: Arc<Notify>,
+    bells: [Arc<Notify>; 2],
 }
 
 impl Write {
@@ -209,7 +222,7 @@ impl Write {
         self.write_events().await?;
         self.tx.commit().await?;
         if self.publishes {
-            self.bell.notify_one();
+            self.bells.iter().for_each(|bell| bell.notify_one());
         }
         Ok(())
     }

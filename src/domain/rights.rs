@@ -147,6 +147,11 @@ impl Joins {
         Ok(asked.iter().map(|(caller, rooms)| admitted(caller, rooms, &mut standings)).collect())
     }
 
+    /// How long a deleted project's room keeps its readers.
+    pub fn retention(&self) -> Duration {
+        self.retention
+    }
+
     /// Those of these projects that were deleted so long ago that nobody has to learn of it any more.
     ///
     /// # Errors

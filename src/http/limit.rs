@@ -2,6 +2,7 @@
 //!
 //! - **Writes** under `/v1` and `/hooks` with a token count for their caller, services by a limit of their own. Reads are not
 //!   counted, nor is a delivery that is signed: whose it is shows only when all of it was read.
+//!   What is asked of an open stream counts for that stream.
 //! - **Connects**, the attempts to open a stream, count for their address, before credentials are judged.
 //! - **Failed authentications** count for their address as well, by the same number: at an address that has used them up
 //!   no credentials are judged, good or bad, until one more is borne. So guessing is bounded.
@@ -19,6 +20,7 @@ use axum::{
 };
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{
     address::Address,
@@ -49,6 +51,10 @@ enum Key {
     Caller(Sub),
     /// Everybody who calls from there.
     Network(IpAddr),
+    /// A caller about a stream that they say is theirs.
+    Stream(Sub, Uuid),
+    /// A caller about streams that turned out to be none of theirs.
+    Strays(Sub),
 }
 
 /// So much of something each minute.
@@ -138,12 +144,28 @@ impl Limiters {
         self.metrics.limit_keys.set((keys + self.security.len()).try_into().unwrap_or(i64::MAX));
     }
 
-    /// Counts a write; what to tell the caller about the next ones.
-    fn write(&self, caller: &Caller, address: Address) -> Result<[(HeaderName, HeaderValue); 2]> {
-        let limit = if caller.is_service() { &self.service_writes } else { &self.writes };
-        let taken = limit.buckets.take(Key::Caller(caller.sub.clone()));
-        let Left { permits, full_in } = taken.map_err(|empty| self.refuse(limit, empty, address, Some(&caller.sub)))?;
+    /// Counts a write, for its caller or for the stream that it is about; what to tell the caller about the next ones.
+    fn write(&self, caller: &Caller, stream: Option<Uuid>, address: Address) -> Result<[(HeaderName, HeaderValue); 2]> {
+        let limit = self.writes_of(caller);
+        let sub = caller.sub.clone();
+        let refuse = |empty| self.refuse(limit, empty, address, Some(&caller.sub));
+        if stream.is_some() {
+            // Who has named too many streams that were none of theirs names no more.
+            limit.buckets.look(Key::Strays(sub.clone())).map_err(refuse)?;
+        }
+        let key = stream.map_or_else(|| Key::Caller(sub.clone()), |stream| Key::Stream(sub.clone(), stream));
+        let Left { permits, full_in } = limit.buckets.take(key).map_err(refuse)?;
         Ok(limit.told(permits, full_in))
+    }
+
+    /// A stream that a caller named is none of theirs.
+    fn strayed(&self, caller: &Caller) {
+        // The next one finds out that nothing is left.
+        let _ = self.writes_of(caller).buckets.take(Key::Strays(caller.sub.clone()));
+    }
+
+    fn writes_of(&self, caller: &Caller) -> &Limit {
+        if caller.is_service() { &self.service_writes } else { &self.writes }
     }
 
     /// Counts an attempt to open a stream.
@@ -193,12 +215,17 @@ pub(super) async fn addresses(
     Ok(response)
 }
 
-/// Middleware: counts writes for their caller, where it is known who that is, and tells them what is left.
+/// Middleware: counts writes for their caller, where it is known who that is, and tells them what is left. What is asked of
+/// an open stream counts for that one alone: who types must not keep themselves from saving.
 pub(super) async fn writes(State(app): State<App>, address: Address, request: Request, next: Next) -> Result<Response> {
     let caller = request.extensions().get::<Caller>();
-    let writer = caller.filter(|_| has_a_caller(&request) && is_write(request.method()));
-    let told = writer.map(|caller| app.limiters.write(caller, address)).transpose()?;
+    let writer = caller.filter(|_| has_a_caller(&request) && is_write(request.method())).cloned();
+    let stream = stream_of(&request);
+    let told = writer.as_ref().map(|caller| app.limiters.write(caller, stream, address)).transpose()?;
     let mut response = next.run(request).await;
+    if let Some(caller) = writer.filter(|_| stream.is_some() && response.status() == StatusCode::NOT_FOUND) {
+        app.limiters.strayed(&caller);
+    }
     response.headers_mut().extend(told.into_iter().flatten());
     Ok(response)
 }
@@ -206,6 +233,12 @@ pub(super) async fn writes(State(app): State<App>, address: Address, request: Re
 /// Whether a request is for a stream.
 pub(super) fn opens_a_stream(request: &Request) -> bool {
     request.uri().path() == "/events"
+}
+
+/// The stream that a request is about.
+fn stream_of(request: &Request) -> Option<Uuid> {
+    let rest = request.uri().path().strip_prefix("/v1/streams/")?;
+    rest.split('/').next()?.parse().ok()
 }
 
 /// Whether credentials are judged there, besides for a stream.

@@ -2,8 +2,10 @@
 
 pub mod accept;
 mod address;
+mod admin;
 pub mod buckets;
 mod come_back;
+pub mod command;
 mod cors;
 mod docs;
 mod figures;
@@ -13,8 +15,9 @@ pub mod openapi;
 mod origin;
 mod probes;
 pub mod security;
-mod session;
+pub mod session;
 mod stream;
+mod streams;
 pub mod warden;
 
 use std::sync::Arc;
@@ -57,7 +60,9 @@ pub fn router(app: App) -> Router {
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
     let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
     let stream = Router::from(stream()).with_state(app.clone());
-    let machine = Router::from(streams().merge(operations()).merge(pages())).with_state(app.clone());
+    let machine =
+        Router::from(streams().merge(live_streams()).merge(administration()).merge(operations()).merge(pages()))
+            .with_state(app.clone());
     let domain = Router::from(domain::router()).with_state(app.domain());
     let hooks = Router::from(domain::hooks()).with_state(app.domain());
     // The last layer is the outermost: a request passes them from the bottom up.
@@ -110,6 +115,24 @@ fn streams() -> OpenApiRouter<App> {
             "After `heartbeat` without an event. Its `id` keeps a quiet stream's position young.",
         )
         .headed("stream", "Follow events, and read them back")
+}
+
+/// What can be changed of a stream that is open.
+fn live_streams() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(streams::move_stream))
+        .routes(routes!(streams::renew_stream))
+        .routes(routes!(streams::end_stream))
+        .headed("live streams", "Change a stream while it is open, on whatever node it is")
+}
+
+/// What admins do.
+fn administration() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(admin::list_streams))
+        .routes(routes!(admin::end_any_stream))
+        .routes(routes!(admin::drain))
+        .headed("administration", "Look at streams and end them; for admins")
 }
 
 /// What runs a node.

@@ -143,6 +143,7 @@ pub(super) async fn follow_events(
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
+    let ticket = ticket.map(|ticket| ticket.by(stream_id));
     Ok(Stream { session, _ticket: ticket, _bound: bound })
 }
 

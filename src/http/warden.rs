@@ -1,11 +1,16 @@
 //! What happens in the domain to the rights of those who listen: the hub asks here.
 
-use std::{any::Any, sync::Arc};
+use std::{any::Any, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::{
     auth::Caller,
     domain::rights::Joins,
-    hub::{Holder, Judging, Refusal, Refused, Suspect, Verdict, Warden},
+    error::Result,
+    hub::{Holder, Hub, Judging, Refusal, Refused, Suspect, Verdict, Warden},
     ids::Room,
 };
 
@@ -69,4 +74,34 @@ fn verdict(suspect: &Suspect, may: &[bool]) -> Option<Verdict> {
     let lost = lost.map(|(room, _)| Refused { room: room.clone(), reason: Refusal::Revoked });
     let lost: Vec<Refused> = lost.collect();
     (!lost.is_empty()).then_some((suspect.stream, lost))
+}
+
+/// How often it is looked whether a project was deleted long ago whose room somebody is in.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Takes the rooms of projects away that were deleted longer than `retention` ago, until `stop`.
+pub async fn close_rooms(hub: Arc<Hub>, joins: Joins, stop: CancellationToken) {
+    let every = LOOK_EVERY.min(joins.retention() / 8);
+    while stop.run_until_cancelled(sleep(every)).await.is_some() {
+        match stop.run_until_cancelled(close_deleted(&hub, &joins)).await {
+            Some(Err(error)) => tracing::debug!(%error, "rooms of deleted projects are left for the next time"),
+            Some(Ok(())) => {}
+            None => return,
+        }
+    }
+}
+
+async fn close_deleted(hub: &Hub, joins: &Joins) -> Result<()> {
+    let ids = |room: &String| match room.parse() {
+        Ok(Room::Project(id)) => Some(id),
+        _ => None,
+    };
+    let projects: Vec<Uuid> = hub.rooms_of("project:").iter().filter_map(ids).collect();
+    if projects.is_empty() {
+        return Ok(());
+    }
+    for id in joins.long_deleted(&projects).await? {
+        hub.close_room(&Room::Project(id).to_string(), Refusal::Deleted);
+    }
+    Ok(())
 }

@@ -51,6 +51,19 @@ pub struct Wish {
     pub judged: u64,
 }
 
+/// A stream, as an admin sees it.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its id.
+    pub stream: Uuid,
+    /// Whose it is.
+    pub holder: Arc<dyn Holder>,
+    /// The rooms that it is in.
+    pub rooms: Vec<String>,
+    /// Events that wait for it and their bytes; none when it reads history.
+    pub waiting: Option<(usize, usize)>,
+}
+
 /// A wish that waits for its moment.
 #[derive(Debug)]
 pub(super) struct Joining {
@@ -169,7 +182,7 @@ impl Hub {
         }
     }
 
-    pub(super) fn fits_a_mailbox(&self, missed: &[Delivery]) -> bool {
+    fn fits_a_mailbox(&self, missed: &[Delivery]) -> bool {
         let bytes: usize = missed.iter().map(|delivery| delivery.live.encoded.bytes().len()).sum();
         bytes <= self.settings.queue_bytes
     }
@@ -203,13 +216,16 @@ impl Hub {
         }
     }
 
-    /// Has a stream leave rooms, as its owner wants: after what it has still to read of rooms that it joined. Whether there
-    /// is such a stream here.
-    pub fn leave(&self, stream: Uuid, rooms: &[String]) -> bool {
-        let left = rooms.iter().map(|room| Refused { room: room.clone(), reason: Refusal::Requested });
-        let left: Vec<Refused> = left.collect();
-        let Some(mailbox) = self.mailbox(stream) else { return false };
-        mailbox.leave_later(&left) || self.take_away(stream, &left)
+    /// Has a stream leave those of these rooms that it is in, as its owner wants: after what it has still to read of rooms
+    /// that it joined. None when there is no such stream here.
+    pub fn leave(&self, stream: Uuid, rooms: &[String]) -> Option<Vec<Refused>> {
+        let mailbox = self.mailbox(stream)?;
+        let left = rooms.iter().filter(|room| mailbox.is_in(room)).cloned();
+        let left: Vec<Refused> = left.map(|room| Refused { room, reason: Refusal::Requested }).collect();
+        if !mailbox.leave_later(&left) {
+            self.take_away(stream, &left);
+        }
+        Some(left)
     }
 
     /// Takes those of these rooms that a stream is in away from it, for the reasons given: from now on it gets nothing of
@@ -235,12 +251,14 @@ impl Hub {
         true
     }
 
-    /// The stream's credentials are others now, which end at another time. Whether there is such a stream here.
+    /// The stream's credentials are others now, which end at another time: what was judged by the old ones is to be judged
+    /// again. Whether there is such a stream here.
     pub fn renew(&self, stream: Uuid, holder: Arc<dyn Holder>, expires_at: OffsetDateTime) -> bool {
-        self.mailbox(stream).is_some_and(|mailbox| {
-            mailbox.renew(holder, expires_at);
-            true
-        })
+        let mut state = self.state();
+        let Some(mailbox) = state.streams.get(&stream) else { return false };
+        mailbox.renew(holder, expires_at);
+        state.rights += 1;
+        true
     }
 
     /// Ends a stream. Whether there is such a stream here.
@@ -253,6 +271,39 @@ impl Hub {
 
     pub(super) fn mailbox(&self, stream: Uuid) -> Option<Arc<Mailbox>> {
         self.state().streams.get(&stream).cloned()
+    }
+
+    /// Whether there is such a stream here, and it is this user's, if one is named.
+    pub fn has(&self, stream: Uuid, owner: Option<&str>) -> bool {
+        self.mailbox(stream).is_some_and(|mailbox| owner.is_none_or(|owner| mailbox.holder().id() == owner))
+    }
+
+    /// Whose a stream is and the rooms that it is in.
+    pub fn standing(&self, stream: Uuid) -> Option<(Arc<dyn Holder>, Vec<String>)> {
+        self.mailbox(stream).map(|mailbox| (mailbox.holder(), mailbox.rooms()))
+    }
+
+    /// The streams behind this one, up to so many.
+    pub fn list(&self, after: Uuid, limit: usize) -> Vec<Listed> {
+        let streams: Vec<Arc<Mailbox>> = {
+            let state = self.state();
+            let behind = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+            state.streams.range(behind).take(limit).map(|(_, mailbox)| mailbox.clone()).collect()
+        };
+        streams.iter().map(|mailbox| mailbox.listed()).collect()
+    }
+
+    /// Takes a room away from every stream that is in it.
+    pub fn close_room(&self, room: &str, reason: Refusal) {
+        let members: Vec<Uuid> = self.state().rooms.members(room).iter().map(|member| member.mailbox.key).collect();
+        for stream in members {
+            self.take_away(stream, &[Refused { room: room.to_owned(), reason }]);
+        }
+    }
+
+    /// The rooms that streams of this node are in and that begin so.
+    pub fn rooms_of(&self, prefix: &str) -> Vec<String> {
+        self.state().rooms.names().filter(|room| room.starts_with(prefix)).map(str::to_owned).collect()
     }
 
     /// Changes whenever rights were taken from streams. Who judges what a stream may have asks before, and says it when the

@@ -13,7 +13,7 @@ use crate::{
 /// Who a stream belongs to.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = StreamUser)]
-pub struct User<'a> {
+pub(super) struct User<'a> {
     /// The caller's `sub`.
     #[schema(value_type = Sub)]
     pub(super) id: &'a str,

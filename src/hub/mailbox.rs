@@ -13,7 +13,11 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Closing, Holder, Live, Refused, change::Catching, whisper::Whisper};
+use super::{
+    Closing, Holder, Live, Refused,
+    change::{Catching, Listed},
+    whisper::Whisper,
+};
 use crate::{ids::TypeFilter, log::Position};
 
 /// Places of an empty queue that are kept for the next events: what a burst needed is not.
@@ -155,6 +159,13 @@ impl Mailbox {
     /// Whether it is in a room.
     pub(super) fn is_in(&self, room: &str) -> bool {
         self.state().rooms.iter().any(|joined| &*joined.room == room)
+    }
+
+    /// Whether it is in a room since this of its joins, or before, and has not left it since.
+    pub(super) fn is_in_since(&self, room: &str, nth: u32) -> bool {
+        let state = self.state();
+        let mut rooms = state.rooms.iter().filter(|joined| *joined.room == *room);
+        rooms.any(|joined| joined.since.as_ref().is_none_or(|since| since.nth <= nth))
     }
 
     /// Which events the stream wants.
@@ -371,6 +382,12 @@ impl Mailbox {
     pub(super) fn depth(&self) -> Option<(usize, usize)> {
         let state = self.state();
         state.open.then(|| (state.queue.len(), state.bytes))
+    }
+
+    /// The stream, as an admin sees it.
+    pub(super) fn listed(&self) -> Listed {
+        let (holder, rooms, waiting) = (self.holder(), self.rooms(), self.depth());
+        Listed { stream: self.key, holder, rooms, waiting }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

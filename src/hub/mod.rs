@@ -56,7 +56,7 @@ use uuid::Uuid;
 
 use self::{change::Joining, mailbox::Mailbox, ring::Ring, rooms::Rooms};
 pub use self::{
-    change::{NotJoined, Wish},
+    change::{Listed, NotJoined, Wish},
     closing::Closing,
     frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, RoomsChanged},
     holder::{Holder, Judging, Suspect, Verdict, Warden},
@@ -235,6 +235,11 @@ impl Hub {
             settings,
             metrics,
         })
+    }
+
+    /// The name of this node.
+    pub fn node(&self) -> &str {
+        &self.settings.node
     }
 
     /// The position that the router has reached, or is about to.

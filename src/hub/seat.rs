@@ -199,19 +199,20 @@ impl Seat {
         (settled >= read && self.mailbox.is_drained()).then_some(at)
     }
 
-    /// What lies between two positions, if the ring has it with the ids that it went out with.
-    pub(super) fn recent(&self, from: &Position, to: &Position) -> Option<Vec<Delivery>> {
-        if from.includes(to.base()) {
-            return Some(Vec::new());
-        }
+    /// What lies between two positions, if the ring has it with the ids that it went out with: as many events as a mailbox
+    /// would hold, and whether that is all.
+    pub(super) fn recent(&self, from: &Position, to: &Position) -> Option<(Vec<Delivery>, bool)> {
         let state = self.hub.state();
-        let rooms = self.mailbox.rooms();
-        let mut missed = state.ring.since(from, state.settled.1.base(), &rooms, LOOK_EVENTS_MAX)?;
-        let is_all = missed.len() < LOOK_EVENTS_MAX;
+        let missed = state.ring.since(from, state.settled.1.base(), &self.mailbox.rooms(), LOOK_EVENTS_MAX)?;
+        drop(state);
         // One that was given an id for all of this speaks of what lies behind `to` as well.
-        let is_own = missed.iter().all(Delivery::is_own);
-        missed.retain(|delivery| to.contains(delivery.live.xact, delivery.live.seq));
-        (is_all && is_own && self.hub.fits_a_mailbox(&missed)).then_some(missed)
+        if !missed.iter().all(Delivery::is_own) {
+            return None;
+        }
+        let is_before = |delivery: &Delivery| to.contains(delivery.live.xact, delivery.live.seq);
+        let is_all = missed.len() < LOOK_EVENTS_MAX || !missed.last().is_some_and(is_before);
+        let (missed, fits) = self.first_of(missed.into_iter().filter(is_before).collect());
+        Some((missed, is_all && fits))
     }
 
     /// The reads of the log that lead from a position to another one, for the stream's rooms.

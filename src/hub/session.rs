@@ -140,6 +140,11 @@ impl Session {
         Ok(session)
     }
 
+    /// The stream's id.
+    pub fn id(&self) -> Uuid {
+        self.seat.mailbox.key
+    }
+
     fn greet(&mut self, opening: &Opening, start: Start) {
         let (resume, id) = match &start {
             Start::Live => (Resume::Live, Some(self.at.to_string())),
@@ -304,7 +309,7 @@ impl Session {
         match then {
             Then::Live => {}
             Then::Attach => self.attach(),
-            Then::Catch(catching) => self.source = catch_up(&self.seat.hub, catching, Then::Attach),
+            Then::Reach(catching) => self.source = catch_up_from_behind(&self.seat, &self.at, catching),
         }
     }
 
@@ -318,7 +323,7 @@ impl Session {
     /// Says that it is in these rooms, if it still is.
     fn say_joined(&mut self, catching: &Catching) {
         let mut told = catching.told.clone();
-        told.joined.retain(|room| self.seat.mailbox.is_in(room));
+        told.joined.retain(|room| self.seat.mailbox.is_in_since(room, catching.nth));
         let (kind, data) = told.notice();
         self.push_notice(kind, &data);
     }

@@ -45,8 +45,8 @@ pub(super) enum Then {
     Live,
     /// The stream looks again where it stands.
     Attach,
-    /// It had to catch up before it may catch up with rooms that it joined.
-    Catch(Box<Catching>),
+    /// It has to reach the place where it joined rooms before it may catch up with those.
+    Reach(Box<Catching>),
 }
 
 /// A stream that cannot go on from where it stands.
@@ -134,15 +134,17 @@ pub(super) fn catch_up(hub: &Arc<Hub>, mut catching: Box<Catching>, then: Then) 
 /// Reads up to where the stream joined rooms, and then what it missed of those.
 pub(super) fn catch_up_from_behind(seat: &Seat, at: &Position, catching: Box<Catching>) -> Source {
     let to = catching.since.clone();
-    let then = Then::Catch(catching);
+    if at.includes(to.base()) {
+        return catch_up(&seat.hub, catching, Then::Attach);
+    }
     let (chapter, pages) = match seat.recent(at, &to) {
-        Some(events) => (Chapter { events: events.into_iter(), end: Some(to) }, None),
+        Some((events, is_all)) => (Chapter { events: events.into_iter(), end: is_all.then_some(to) }, None),
         None => {
             let pages = past::pages(seat.hub.clone(), seat.readers(at, to.base()));
             (Chapter::default(), Some((pages, Some(to))))
         }
     };
-    Source::Past(Box::new(Past { chapter, pages, catching: None, then }))
+    Source::Past(Box::new(Past { chapter, pages, catching: None, then: Then::Reach(catching) }))
 }
 
 /// Begins at the tail of a read that begins from now on, and says why.

@@ -120,7 +120,11 @@ pub enum InvalidTypes {
 /// `stream:*` and `heartbeat` pass whatever the filter says: without them a client cannot know
 /// where it stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TypeFilter {
+pub struct TypeFilter(Option<Arc<Wanted>>);
+
+/// Elsewhere: most streams want everything, and each of them has a filter.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
     names: HashSet<Box<str>>,
     prefixes: HashSet<Box<str>>,
 }
@@ -131,13 +135,21 @@ impl TypeFilter {
     /// # Errors
     /// When an item cannot be the name or the prefix of any event.
     pub fn parse(list: &str) -> Result<Self, InvalidTypes> {
-        let mut filter = Self::default();
+        let mut wanted = Wanted::default();
         for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-            filter.add(item)?;
+            wanted.add(item)?;
         }
-        Ok(filter)
+        Ok(Self((wanted != Wanted::default()).then(|| Arc::new(wanted))))
     }
 
+    /// Whether an event of this type goes to the client.
+    #[must_use]
+    pub fn passes(&self, event_type: &str) -> bool {
+        self.0.as_ref().is_none_or(|wanted| wanted.passes(event_type))
+    }
+}
+
+impl Wanted {
     fn add(&mut self, item: &str) -> Result<(), InvalidTypes> {
         if is_event_type(item) {
             check_exists(item)?;
@@ -152,18 +164,9 @@ impl TypeFilter {
         Ok(())
     }
 
-    /// Whether everything passes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.names.is_empty() && self.prefixes.is_empty()
-    }
-
-    /// Whether an event of this type goes to the client.
-    #[must_use]
-    pub fn passes(&self, event_type: &str) -> bool {
+    fn passes(&self, event_type: &str) -> bool {
         let prefix = event_type.split(':').next().unwrap_or(event_type);
-        self.is_empty()
-            || event_type == HEARTBEAT
+        event_type == HEARTBEAT
             || prefix == "stream"
             || self.prefixes.contains(prefix)
             || self.names.contains(event_type)

@@ -1,8 +1,12 @@
 //! Which node holds a stream: its id says so, so that a command for it needs no table to find its way.
 
 use std::fmt;
+use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+
+use super::deserialize_from_str;
 
 /// The life of one node, from its start to its end: a server that starts anew is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +54,32 @@ impl fmt::Display for NodeKey {
     }
 }
 
+/// A text that is none of a node's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("eight hexadecimal digits are a node's key")]
+pub struct NoNodeKey;
+
+impl FromStr for NodeKey {
+    type Err = NoNodeKey;
+
+    fn from_str(text: &str) -> Result<Self, NoNodeKey> {
+        let key = u32::from_str_radix(text, 16).ok().map(Self);
+        key.filter(|key| key.to_string() == text).ok_or(NoNodeKey)
+    }
+}
+
+impl Serialize for NodeKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for NodeKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserialize_from_str(deserializer, "a node's key")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +93,7 @@ mod tests {
         assert_ne!(one.stream(), stream);
         assert_eq!(NodeKey::from_sql(one.to_sql()), Some(one));
         assert_eq!(NodeKey::from_sql(-1), None);
+        assert_eq!(one.to_string().parse(), Ok(one));
     }
 
     #[test]

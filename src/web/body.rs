@@ -27,6 +27,18 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes> 
     Bytes::from_request(request, state).await.map_err(unread)
 }
 
+/// The body of a request that changes nothing in Postgres; of all others it comes with their transaction.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self> {
+        parse(&read(request, state).await?).map(Self)
+    }
+}
+
 /// Whether the body is declared as JSON: `application/json` or `application/{..}+json`.
 ///
 /// # Errors

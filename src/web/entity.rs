@@ -78,6 +78,22 @@ pub struct Posted<T>(PhantomData<T>);
 #[derive(Debug)]
 pub struct Nothing;
 
+/// 204: it is done. Not an answer that is kept for a repeat: to do it again does no harm.
+#[derive(Debug)]
+pub struct Done;
+
+impl IntoResponse for Done {
+    fn into_response(self) -> Response {
+        StatusCode::NO_CONTENT.into_response()
+    }
+}
+
+impl IntoResponses for Done {
+    fn responses() -> Responses {
+        [("204".to_owned(), ResponseBuilder::new().description("It is done.").build().into())].into()
+    }
+}
+
 /// 200: something that is no entity.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]

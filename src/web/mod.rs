@@ -17,8 +17,9 @@ pub mod query;
 pub mod request;
 mod strict;
 
+pub use body::Body;
 pub use cursor::{CREWCAST_CURSOR, Seen};
-pub use entity::{Answer, Current, Entity, FieldVersions, Made, Nothing, Plain, Posted, Set};
+pub use entity::{Answer, Current, Done, Entity, FieldVersions, Made, Nothing, Plain, Posted, Set};
 pub use etag::{IfMatch, etag};
 pub use mutation::{IDEMPOTENCY_KEY, IdempotencyTtl, Mutation, NotBegun, Repeatable, Tx};
 pub use openapi::{Describe, fields_of};

@@ -21,6 +21,7 @@ mod input;
 mod joins;
 mod jwks;
 mod limits;
+mod live;
 mod load;
 mod merge;
 mod model;

@@ -1,8 +1,8 @@
 //! The streams of sessions: they end when their session does, on whatever node it was ended.
 //!
 //! A node asks Postgres now and then about the sessions that have streams here, in one statement: a session that is gone
-//! was signed out, and its streams end; one that was signed in to again gives its streams the new claims. While Postgres is out of reach nothing is
-//! known, and no stream ends.
+//! was signed out, and its streams end; one that was signed in to again gives its streams the new claims. While Postgres is
+//! out of reach nothing is known, and no stream ends. What is done to the streams is in `src/http/session/keep.rs`.
 
 use std::{
     collections::HashMap,
@@ -11,23 +11,14 @@ use std::{
 };
 
 use sqlx::{FromRow, postgres::PgRow, types::JsonValue};
-use tokio::{
-    sync::Notify,
-    time::{sleep, timeout},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::{Caller, Digest, SessionId, SessionSettings, judge::caller_of};
+use super::{Caller, Digest, SessionId, Sessions, judge::caller_of};
 use crate::{
-    db::Db,
     error::{Error, Result},
-    hub::{ClosingReason, Hub},
-    metrics::{Gauge, Metrics},
+    metrics::Gauge,
 };
-
-/// The wait before what failed is tried again, at most.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// The shortest time between two looks, however many ask for one: what comes meanwhile shares the next.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -116,67 +107,61 @@ impl Drop for Held {
     }
 }
 
-/// The task that looks.
+/// What has become of the session of a stream of this node.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    pub(super) db: Db,
-    pub(super) hub: Arc<Hub>,
-    pub(super) settings: SessionSettings,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) open: Arc<Open>,
-    /// Rung when there may be something to see.
-    pub(super) hint: Arc<Notify>,
-    pub(super) stop: CancellationToken,
+pub enum Change {
+    /// It is gone: the stream ends.
+    Ended(Uuid),
+    /// Somebody signed in to it again: the stream goes on with these claims.
+    Renewed(Renewal),
 }
 
-impl Keeper {
-    /// Looks until `stop`. A stream that has no place in the hub yet, or none any more, is found again at the next look.
-    pub(super) async fn run(self) {
-        let (every, stop) = (self.settings.check, self.stop.clone());
-        let mut wait = every;
-        while stop.run_until_cancelled(self.turn(wait)).await.is_some() {
-            wait = match stop.run_until_cancelled(self.look()).await {
-                Some(Ok(())) => every,
-                Some(Err(error)) => {
-                    // That Postgres is out of reach is told by whoever found out.
-                    if self.db.is_reachable() {
-                        tracing::warn!(%error, "sessions cannot be looked at; trying again");
-                    }
-                    every.min(RETRY)
-                }
-                None => return,
-            };
-        }
-    }
+/// A stream whose session has other claims than it.
+#[derive(Debug)]
+pub struct Renewal {
+    /// Which stream it is.
+    pub stream: Uuid,
+    /// Who it stands for now.
+    pub caller: Arc<Caller>,
+    session: Uuid,
+    digest: Digest,
+}
 
-    /// Until it is time to look, or somebody asks for it.
-    async fn turn(&self, wait: Duration) {
+impl Sessions {
+    /// Waits until it is time to look at the sessions of this node's streams, after so long at most, or somebody asks for it.
+    pub async fn turn(&self, wait: Duration) {
         let pause = PAUSE.min(wait);
         sleep(pause).await;
         // That it took so long is what was to happen.
         let _ = timeout(wait - pause, self.hint.notified()).await;
     }
 
-    async fn look(&self) -> Result<()> {
+    /// What has become of the sessions of this node's streams. What nothing was done about is told again the next time.
+    ///
+    /// # Errors
+    /// 503 when Postgres does not say.
+    pub async fn look(&self) -> Result<Vec<Change>> {
         let open = self.open.ids();
         if open.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let there: HashMap<Uuid, Vec<u8>> = self.ask::<(Uuid, Vec<u8>)>(LOOK, &open).await?.into_iter().collect();
-        for session in open.iter().filter(|session| !there.contains_key(session)) {
-            self.end(*session);
-        }
+        let gone = open.iter().filter(|session| !there.contains_key(session));
+        let mut changes: Vec<Change> =
+            gone.flat_map(|session| self.open.streams(*session)).map(Change::Ended).collect();
         let others = there.into_iter().filter(|(session, digest)| self.open.differs(*session, digest));
         let others: Vec<Uuid> = others.map(|(session, _)| session).collect();
         if others.is_empty() {
-            return Ok(());
+            return Ok(changes);
         }
         for (session, digest, caller) in self.ask::<(Uuid, Vec<u8>, JsonValue)>(RENEWED, &others).await? {
-            if let (Ok(digest), Some(caller)) = (digest.try_into().map(Digest), caller_of(caller)) {
-                self.renew(session, digest, caller);
-            }
+            let (Ok(digest), Some(caller)) = (digest.try_into().map(Digest), caller_of(caller)) else { continue };
+            let caller = Arc::new(caller);
+            let renewed = self.open.others(session, digest).into_iter();
+            let renewed = renewed.map(|stream| Renewal { stream, caller: caller.clone(), session, digest });
+            changes.extend(renewed.map(Change::Renewed));
         }
-        Ok(())
+        Ok(changes)
     }
 
     async fn ask<R>(&self, statement: &'static str, sessions: &[Uuid]) -> Result<Vec<R>>
@@ -193,20 +178,8 @@ impl Keeper {
         Ok(rows?)
     }
 
-    fn renew(&self, session: Uuid, digest: Digest, caller: Caller) {
-        let (ends_at, holder) = (caller.expires_at, Arc::new(caller));
-        for stream in self.open.others(session, digest) {
-            if self.hub.renew(stream, holder.clone(), ends_at) {
-                self.open.renewed(session, stream, digest);
-            }
-        }
-    }
-
-    fn end(&self, session: Uuid) {
-        for stream in self.open.streams(session) {
-            if self.hub.end(stream, ClosingReason::SignedOut) {
-                self.metrics.session_streams_ended.inc();
-            }
-        }
+    /// A stream has the claims of its session now.
+    pub fn renewed(&self, renewal: &Renewal) {
+        self.open.renewed(renewal.session, renewal.stream, renewal.digest);
     }
 }

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use self::{
     judge::{Judge, Verdict},
-    keep::{Keeper, Open},
+    keep::Open,
 };
 use super::{Caller, leave, opaque::Digest};
 use crate::{
@@ -40,14 +40,13 @@ use crate::{
         desk::{Desk, DeskSettings},
     },
     error::{Code, Credentials, Error, Result},
-    hub::Hub,
     metrics::Metrics,
 };
 
 pub use self::{
     cookie::{Cookie, NAME, NoCookie, clear},
     judge::READ,
-    keep::{Held, LOOK, RENEWED},
+    keep::{Change, Held, LOOK, RENEWED, Renewal},
 };
 
 /// Cookies that one statement judges, at most.
@@ -97,8 +96,6 @@ pub fn sweep() -> Sweep {
 /// What bounds sessions.
 #[derive(Debug, Clone, Copy)]
 pub struct SessionSettings {
-    /// How often a node looks whether the sessions of its streams are still there.
-    pub check: Duration,
     /// Sessions of one `sub` that are good at once; no more are begun.
     pub per_user: u32,
     /// Requests that may wait at once for their cookie to be judged.
@@ -128,10 +125,9 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Starts the tasks that judge cookies and end streams, until `stop`.
+    /// Starts the task that judges cookies, until `stop`.
     pub fn start(
         db: Db,
-        hub: Arc<Hub>,
         settings: SessionSettings,
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
@@ -141,16 +137,6 @@ impl Sessions {
         let desk = DeskSettings { waiting_max, batch_max: BATCH_MAX, statement_timeout };
         let desk = Desk::open(db.clone(), desk, Judge { metrics: metrics.clone() }, tasks, stop.clone());
         let (open, hint) = (Arc::new(Open::new(metrics.sessions_open.clone())), Arc::new(Notify::new()));
-        let keeper = Keeper {
-            db: db.clone(),
-            hub,
-            settings,
-            metrics: metrics.clone(),
-            open: open.clone(),
-            hint: hint.clone(),
-            stop,
-        };
-        tasks.spawn(keeper.run());
         Self { db, settings, metrics, desk, open, hint }
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::{Digest, TicketSettings};
 use crate::{
@@ -32,12 +33,23 @@ pub const RENEW: &str = "
 #[derive(Debug)]
 pub(super) struct Open {
     streams: Mutex<HashMap<Digest, usize>>,
+    /// The ticket of each of those streams.
+    tickets: Mutex<HashMap<Uuid, Digest>>,
     gauge: Gauge,
 }
 
 impl Open {
     pub(super) fn new(gauge: Gauge) -> Self {
-        Self { streams: Mutex::default(), gauge }
+        Self { streams: Mutex::default(), tickets: Mutex::default(), gauge }
+    }
+
+    /// The ticket that a stream was opened with, if it was.
+    pub(super) fn ticket(&self, stream: Uuid) -> Option<Digest> {
+        self.tickets().get(&stream).copied()
+    }
+
+    fn tickets(&self) -> MutexGuard<'_, HashMap<Uuid, Digest>> {
+        self.tickets.lock().expect("nothing panics while it holds the open tickets")
     }
 
     fn digests(&self) -> Vec<Digest> {
@@ -54,6 +66,8 @@ impl Open {
 pub struct Held {
     open: Arc<Open>,
     digest: Digest,
+    /// The stream that was opened with it.
+    stream: Option<Uuid>,
 }
 
 impl Held {
@@ -62,12 +76,23 @@ impl Held {
         *streams.entry(digest).or_default() += 1;
         open.gauge.set(streams.len().try_into().unwrap_or(i64::MAX));
         drop(streams);
-        Self { open, digest }
+        Self { open, digest, stream: None }
+    }
+
+    /// A ticket in use by this stream.
+    #[must_use]
+    pub fn by(mut self, stream: Uuid) -> Self {
+        self.open.tickets().insert(stream, self.digest);
+        self.stream = Some(stream);
+        self
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
+        if let Some(stream) = self.stream {
+            self.open.tickets().remove(&stream);
+        }
         let mut streams = self.open.streams();
         let left = streams.get_mut(&self.digest).expect("it was put in when this was made");
         *left -= 1;

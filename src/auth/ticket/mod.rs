@@ -28,6 +28,7 @@ use sqlx::types::Json;
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use self::{
     judge::{Judge, Verdict},
@@ -65,6 +66,11 @@ pub const MAKE: &str = "
     select $1, $2, $3, least(now() + make_interval(secs => $4), $5), $5
     where (select count(*) from (select from crewcast.tickets where sub = $2 and good_until > now() limit $6) as good) < $6
     returning good_until";
+
+/// Has a ticket stand for other claims. `$1`: its digest, `$2`: the claims, `$3`: when those end, `$4`: how far ahead in seconds.
+pub const REPLACE: &str = "
+    update crewcast.tickets set caller = $2, ends_at = $3, good_until = least(now() + make_interval(secs => $4), $3)
+    where digest = $1";
 
 /// Deletes the tickets that ran out longest ago. `$1`: how long ago they must have, in seconds, `$2`: how many at most.
 pub const SWEEP: &str = "
@@ -223,6 +229,18 @@ impl Tickets {
             .bind(caller.expires_at)
             .bind(i64::from(self.settings.per_user));
         Ok(stored.fetch_optional(&mut *conn).await?)
+    }
+
+    /// A stream goes on with these claims, and so does the ticket that it was opened with, if it was.
+    ///
+    /// # Errors
+    /// 503 when Postgres does not answer.
+    pub async fn renew(&self, stream: Uuid, caller: &Caller) -> Result<()> {
+        let Some(digest) = self.open.ticket(stream) else { return Ok(()) };
+        let mut conn = self.db.acquire().await?;
+        let renew = sqlx::query(REPLACE).bind(digest.0).bind(Json(caller)).bind(caller.expires_at);
+        renew.bind(self.settings.ahead().as_secs_f64()).execute(&mut *conn).await?;
+        Ok(())
     }
 
     /// Who a ticket stands for. It is used by that, and stays good for as long as what is held is held.

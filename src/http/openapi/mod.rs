@@ -13,7 +13,7 @@ use utoipa::openapi::{
 };
 
 pub(super) use self::frames::sent;
-use super::{DOMAIN, operations, pages, stream, streams};
+use super::{DOMAIN, administration, live_streams, operations, pages, stream, streams};
 use crate::domain;
 
 const SUMMARY: &str = "Server-Sent Events for construction operations, resumed exactly";
@@ -57,8 +57,10 @@ pub fn document() -> OpenApi {
     let mut document = document
         .merge_from(stream().into_openapi())
         .merge_from(streams().into_openapi())
+        .merge_from(live_streams().into_openapi())
         .merge_from(domain)
         .merge_from(domain::hooks().into_openapi())
+        .merge_from(administration().into_openapi())
         .merge_from(operations().into_openapi())
         .merge_from(pages().into_openapi());
     common::complete(&mut document);
@@ -103,8 +105,10 @@ mod tests {
         let parts = [
             stream().into_openapi(),
             streams().into_openapi(),
+            live_streams().into_openapi(),
             domain::router().into_openapi(),
             domain::hooks().into_openapi(),
+            administration().into_openapi(),
             operations().into_openapi(),
             pages().into_openapi(),
         ];

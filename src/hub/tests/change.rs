@@ -3,7 +3,7 @@
 //! that it joined with, and none after it was told that it left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     pin::Pin,
     task::{Context, Poll, Waker},
 };
@@ -66,10 +66,14 @@ struct Stream {
     /// What it joins at the moment: the answer, the rooms, and what it has of them.
     joining: Vec<(Joined, Vec<String>, Option<Position>)>,
     /// Joins that were answered and of which `stream:rooms` has still to speak: the rooms, and what it has of them.
-    asked: Vec<(Vec<String>, Position)>,
+    asked: VecDeque<(Vec<String>, Position)>,
+    /// For each time that rooms were taken away and it was not told yet: how many joins of `asked` were made before. A wish
+    /// to leave waits for those.
+    taken: VecDeque<usize>,
     got: BTreeSet<i64>,
     /// Rooms were taken away while it had still to catch up: what is in two of them may come twice.
     was_hurried: bool,
+    /// The rooms that it ever left.
     left: BTreeSet<String>,
 }
 
@@ -151,6 +155,16 @@ fn names(mask: u8) -> Vec<String> {
     rooms(mask).into_iter().map(str::to_owned).collect()
 }
 
+/// Whether what was missed comes from the ring: there is no log here.
+fn fits(hub: &Hub, after: &Position, rooms: &[String]) -> bool {
+    let state = hub.state();
+    let is_settled = state.tail.read == state.settled.0;
+    let missed = state.ring.since(after, state.settled.1.base(), rooms, usize::MAX);
+    let bytes = missed.map(|missed| missed.iter().map(|delivery| delivery.live.encoded.bytes().len()).sum::<usize>());
+    let is_ample = hub.settings.queue_bytes > 1 << 21;
+    bytes.is_some_and(|bytes| is_ample || is_settled && bytes <= hub.settings.queue_bytes)
+}
+
 impl Stream {
     fn open(hub: &Arc<Hub>, mask: u8) -> Self {
         let _inside = DB.0.enter();
@@ -166,25 +180,14 @@ impl Stream {
             panic!("a stream without a position waits for nobody");
         };
         let rooms = rooms.into_iter().map(|room| (room, start.clone())).collect();
-        let (joining, asked, got, left) = (Vec::new(), Vec::new(), BTreeSet::new(), BTreeSet::new());
-        let parser = Parser::default();
-        Self {
-            session,
-            parser,
-            key: stream_id,
-            hub: hub.clone(),
-            start,
-            rooms,
-            joining,
-            asked,
-            got,
-            was_hurried: false,
-            left,
-        }
+        let (joining, asked, taken) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        let (got, left, was_hurried) = (BTreeSet::new(), BTreeSet::new(), false);
+        let (parser, key, hub) = (Parser::default(), stream_id, hub.clone());
+        Self { session, parser, key, hub, start, rooms, joining, asked, taken, got, was_hurried, left }
     }
 
     fn join(&mut self, hub: &Arc<Hub>, mask: u8, after: Option<Position>) {
-        let after = after.filter(|after| hub.reaches(after));
+        let after = after.filter(|after| hub.reaches(after) && fits(hub, after, &names(mask)));
         let judged = hub.rights();
         let wish = Wish { rooms: names(mask), refused: Vec::new(), after: after.clone(), rooms_max: 100, judged };
         let (hub, key) = (hub.clone(), self.key);
@@ -200,7 +203,7 @@ impl Stream {
                 Poll::Ready(joined) => {
                     assert_eq!(joined.unwrap().joined, rooms);
                     let at = self.hub.state().settled.1.clone();
-                    self.asked.push((rooms, after.unwrap_or(at)));
+                    self.asked.push_back((rooms, after.unwrap_or(at)));
                 }
                 Poll::Pending => waiting.push((joined, rooms, after)),
             }
@@ -210,6 +213,10 @@ impl Stream {
 
     fn lose(&mut self, hub: &Arc<Hub>, mask: u8) {
         self.was_hurried |= !self.asked.is_empty();
+        let mailbox = hub.mailbox(self.key).unwrap();
+        if names(mask).iter().any(|room| mailbox.is_in(room)) {
+            self.taken.push_back(self.asked.len());
+        }
         let revoked = |room| Refused { room, reason: Refusal::Revoked };
         hub.take_away(self.key, &names(mask).into_iter().map(revoked).collect::<Vec<_>>());
     }
@@ -229,30 +236,33 @@ impl Stream {
         let data: Value = serde_json::from_str(&frame.data).unwrap();
         match frame.event.as_str() {
             "stream:open" => {}
-            "stream:rooms" => self.moved(log, &data),
+            "stream:rooms" => self.moved(&data),
             _ => self.take(log, data["n"].as_i64().unwrap()),
         }
     }
 
-    fn moved(&mut self, log: &Log, data: &Value) {
-        for left in data["left"].as_array().unwrap() {
+    fn moved(&mut self, data: &Value) {
+        let left = data["left"].as_array().unwrap();
+        for left in left {
             let room = left["room"].as_str().unwrap();
             self.rooms.remove(room);
             self.left.insert(room.to_owned());
-            self.asked.iter_mut().for_each(|(rooms, _)| rooms.retain(|other| other != room));
         }
-        let is_leave = !data["left"].as_array().unwrap().is_empty();
-        if is_leave {
+        if let Some(first) = left.first() {
+            if first["reason"] == "revoked" {
+                let made = self.taken.pop_front().unwrap();
+                let is_lost = |room: &String| left.iter().any(|left| left["room"] == **room);
+                self.asked.iter_mut().take(made).for_each(|(rooms, _)| rooms.retain(|room| !is_lost(room)));
+            }
             return;
         }
-        let (asked, after) = self.asked.remove(0);
+        let (asked, after) = self.asked.pop_front().unwrap();
+        self.taken.iter_mut().for_each(|made| *made = made.saturating_sub(1));
         let joined: Vec<&str> = data["joined"].as_array().unwrap().iter().map(|room| room.as_str().unwrap()).collect();
         for room in joined {
             assert!(asked.iter().any(|asked| asked == room), "{room} of {asked:?}");
-            self.left.remove(room);
             self.rooms.entry(room.to_owned()).or_insert_with(|| after.clone());
         }
-        let _ = log;
     }
 
     fn take(&mut self, log: &Log, seq: i64) {
@@ -262,7 +272,9 @@ impl Stream {
         let joins = |room: &&&str| self.asked.iter().any(|(rooms, _)| rooms.iter().any(|asked| asked == *room));
         assert!(rooms.iter().any(|room| is_in(&room) || joins(&room)), "{seq} is in none of its rooms");
         let is_new = self.got.insert(seq);
-        assert!(is_new || self.was_hurried, "{seq} comes twice");
+        // What a room brought that was left since is not known any more: the client says itself what it has.
+        let was_left = rooms.iter().any(|room| self.left.contains(*room));
+        assert!(is_new || was_left || self.was_hurried, "{seq} comes twice");
     }
 
     /// Everything has come to rest: it has all of the rooms that it is in, since it joined them.

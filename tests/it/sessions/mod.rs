@@ -119,7 +119,10 @@ async fn the_cookie_names_the_caller_on_every_route_and_every_node() {
         // Its rights are those of the token.
         browser.project("north").await;
         let nobody = own(server, "");
-        let actions = actions().into_iter().filter(|(_, route)| route.starts_with("/v1/") && route != "/v1/session");
+        // Signing in and out is judged by itself, and a drain would end the server.
+        let apart = ["/v1/session", "/v1/admin/drain"];
+        let is_judged = |route: &str| route.starts_with("/v1/") && !apart.contains(&route);
+        let actions = actions().into_iter().filter(|(_, route)| is_judged(route));
         for (method, route) in actions {
             let path = route.split('/').map(|part| if part.starts_with('{') { "x" } else { part });
             let path = path.collect::<Vec<_>>().join("/");

@@ -4,7 +4,7 @@ use crewcast::auth::Role;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::{own, sign_in, until, until_counted, with_seconds_left};
@@ -63,14 +63,39 @@ async fn signing_out_ends_the_sessions_streams_on_every_node_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_told_looks_at_once() {
+async fn other_nodes_hear_of_it_at_once() {
     let url = database().await;
-    let (near, far) = (server(&url, &[]).await, server(&url, &["--session-check=1h"]).await);
+    let (near, far) = (server(&url, &["--session-check=1h"]).await, server(&url, &["--session-check=1h"]).await);
     let cookie = sign_in(&Client::admin(&near), "").await;
     let mut stream = opened(&own(&far, &cookie), "").await;
     sign_out(&own(&near, &cookie)).await;
-    far.app.sessions.look_now();
     ends(&mut stream, "signed_out").await;
+    far.stop().await;
+    near.stop().await;
+}
+
+#[tokio::test]
+async fn streams_lose_what_a_new_token_does_not_give() {
+    let url = database().await;
+    let (near, far) = (server(&url, &["--session-check=1h"]).await, server(&url, &["--session-check=50ms"]).await);
+    let old = sign_in(&Client::admin(&near), "").await;
+    let query = "rooms=company,topic:board";
+    let mut streams = [opened(&own(&near, &old), query).await, opened(&own(&far, &old), query).await];
+    let new = sign_in(&Client::new(&near, &token("ana", &[])), &old).await;
+    let mut conn = connect(&url).await;
+    for stream in &mut streams {
+        let (_, told) = timeout(PATIENCE, stream.expect("stream:rooms")).await.expect("it is told");
+        assert_eq!(told["left"], json!([{ "room": "topic:board", "reason": "revoked" }]));
+    }
+    publish(&mut conn, "topic:board", 1..=1, 10).await;
+    publish(&mut conn, "company", 2..=2, 10).await;
+    for stream in &mut streams {
+        assert_eq!(stream.expect("test:n").await.1["n"], 2);
+    }
+    sign_out(&own(&near, &new)).await;
+    for stream in &mut streams {
+        ends(stream, "signed_out").await;
+    }
     far.stop().await;
     near.stop().await;
 }

@@ -1,5 +1,7 @@
 //! `/v1/session`: signing in with a token, for a browser that goes on with a cookie, and signing out.
 
+mod keep;
+
 use axum::{
     Json,
     extract::State,
@@ -16,6 +18,7 @@ use utoipa::{
     openapi::{Header, ObjectBuilder, ResponseBuilder, Type, header::HeaderBuilder},
 };
 
+pub use self::keep::keep;
 use super::{
     address::Address,
     openapi::always,
@@ -27,6 +30,7 @@ use crate::{
         Caller,
         session::{self, Cookie},
     },
+    bus::Message,
     error::{Error, Result},
     ids::Sub,
     web::openapi::{Responses, json},
@@ -80,6 +84,9 @@ pub(super) async fn sign_in(
     origin::admit(&app, address, &headers, Origin::Welcome)?;
     let old = only(&headers);
     let cookie = app.sessions.begin(&caller, old.as_ref()).await?;
+    if old.is_some() {
+        app.bus.tell(Message::Sessions);
+    }
     let Caller { sub, name, expires_at, .. } = caller;
     Ok(SignedIn(Begun { expires_at, user: User { id: sub, name } }, cookie.set(expires_at)))
 }
@@ -119,6 +126,9 @@ pub(super) async fn sign_out(State(app): State<App>, address: Address, headers: 
     let cookies: Vec<Cookie> = Cookie::all(&headers).flatten().collect();
     origin::admit(&app, address, &headers, if cookies.is_empty() { Origin::Welcome } else { Origin::Needed })?;
     app.sessions.end(&cookies).await?;
+    if !cookies.is_empty() {
+        app.bus.tell(Message::Sessions);
+    }
     Ok(SignedOut)
 }
 
