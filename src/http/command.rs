@@ -111,12 +111,14 @@ pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: Cancell
             // What was lost may have been any bell.
             None => {
                 app.db.bell().notify_one();
+                app.sessions.look_now();
             }
             Some((_, Message::Log)) => app.db.bell().notify_one(),
             Some((from, Message::Command(number, order))) => {
                 tasks.spawn(obey(app.clone(), from, number, order));
             }
-            Some((_, Message::Presence | Message::Sessions | Message::Typing(_) | Message::Reply(..))) => {}
+            Some((_, Message::Sessions)) => app.sessions.look_now(),
+            Some((_, Message::Presence | Message::Typing(_) | Message::Reply(..))) => {}
         }
     }
 }

@@ -34,6 +34,7 @@ mod repeats;
 mod reset;
 mod restore;
 mod rights;
+mod sessions;
 mod stall;
 mod start;
 mod stream;

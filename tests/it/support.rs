@@ -150,6 +150,14 @@ impl Client {
         Self::new(server, "")
     }
 
+    /// A browser with this cookie, and a page of this origin.
+    pub fn browser(address: &str, cookie: &str, origin: &str) -> Self {
+        let headers = [("cookie", cookie), ("origin", origin)].into_iter().filter(|(_, value)| !value.is_empty());
+        let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let http = reqwest::Client::builder().default_headers(headers).build().unwrap();
+        Self { http, base: format!("http://{address}"), token: String::new() }
+    }
+
     /// Whoever the token says, of a server in a process of its own.
     pub fn at(address: &str, token: &str) -> Self {
         Self { http: reqwest::Client::new(), base: format!("http://{address}"), token: token.to_owned() }
