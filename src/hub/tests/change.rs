@@ -166,6 +166,11 @@ fn names(mask: u8) -> Vec<String> {
     rooms(mask).into_iter().map(str::to_owned).collect()
 }
 
+/// The bits of these rooms.
+fn names_of(rooms: &[String]) -> u8 {
+    (1..8).filter(|mask| names(*mask).iter().all(|room| rooms.contains(room))).max().unwrap_or(0)
+}
+
 /// Whether what was missed comes from the ring: there is no log here.
 fn fits(hub: &Hub, after: &Position, rooms: &[String]) -> bool {
     let state = hub.state();
@@ -305,6 +310,11 @@ impl Stream {
         assert!(is_new || was_left || self.was_hurried, "{seq} comes twice");
         if let Some(since) = caught.and_then(|asked| asked.since.as_ref()) {
             self.has_all(log, since);
+            // What came later in one of those rooms comes later, by whatever other room.
+            let later = |(xact, seq): &(u64, i64)| !since.contains(*xact, *seq) && self.got.contains(seq);
+            let mut later = log.cluster.events().filter(later).map(|(_, seq)| log.mask(seq));
+            let rooms = names_of(&caught.expect("it has a place").rooms);
+            assert!(!later.any(|mask| mask & rooms != 0), "{seq} comes after what was made of it");
         }
     }
 
@@ -321,7 +331,7 @@ impl Stream {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn each_event_comes_once_by_whatever_rooms_a_stream_joins_and_leaves(
