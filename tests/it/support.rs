@@ -257,6 +257,11 @@ impl Client {
     }
 }
 
+/// Whether a frame may come at any time: a heartbeat, or word of who is there and who types.
+fn is_passing(frame: &Frame) -> bool {
+    frame.event == "heartbeat" || frame.event.starts_with("presence:") || frame.event.starts_with("typing:")
+}
+
 /// An open stream.
 pub struct Stream {
     response: reqwest::Response,
@@ -265,11 +270,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next frame that is no heartbeat; none at the end of the stream.
+    /// The next frame of the log or of the stream itself; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             let frame = self.next_or_beat().await?;
-            if frame.event != "heartbeat" {
+            if !is_passing(&frame) {
                 return Some(frame);
             }
         }
@@ -352,12 +357,12 @@ impl Slow {
         Self { socket, parser, frames: Default::default(), raw: Some(Vec::new()) }
     }
 
-    /// The next frame that is no heartbeat; none at the end of the stream.
+    /// The next frame of the log or of the stream itself; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         use tokio::io::AsyncReadExt as _;
         loop {
             while let Some(frame) = self.frames.pop_front() {
-                if frame.event != "heartbeat" {
+                if !is_passing(&frame) {
                     return Some(frame);
                 }
             }
