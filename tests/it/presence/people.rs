@@ -169,7 +169,7 @@ async fn what_cannot_be_read_or_said_is_refused() {
     let path = format!("/v1/streams/{}/presence", tab.id);
     for body in [json!({ "viewing": "plan" }), json!({ "status": null }), json!({ "status": "away" })] {
         let (status, problem) = ana.send(Method::PUT, &path, body).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
     }
     let (status, _) = member.send(Method::PUT, &path, json!({ "status": "idle" })).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "somebody else's stream");

@@ -53,14 +53,14 @@ async fn a_few_of_many_streams_are_found_by_index() {
     let streams = "array['00000000-0000-0000-0000-000000002710', '00000000-0000-0000-0000-000000002711']::uuid[]";
     let one = "array[null]";
     let facts = format!("{streams}, '{{a,b}}', '{{a,b}}', '{{a,b}}', '{{\"\",\"\"}}', '{{t,f}}'");
-    let facts = format!("{facts}, {one}::bigint[], {one}, {one}, {one}, {one}::bigint[]");
+    let facts = format!("{facts}, {one}::bigint[], {one}, {one}, {one}, {one}::float8[]");
     let types =
-        "bigint, bigint, uuid[], text[], text[], text[], text[], bool[], bigint[], text[], text[], text[], bigint[]";
+        "bigint, bigint, uuid[], text[], text[], text[], text[], bool[], bigint[], text[], text[], text[], float8[]";
     let statements = [
         (NODE, "bigint, text, bigint, bigint, bool", "7, 'x', 1, 1, false".to_owned()),
         (PUT, types, format!("10, 9, {facts}")),
-        (GONE, "bigint, uuid[]", format!("9, {streams}")),
-        (FORGET, "uuid[]", streams.to_owned()),
+        (GONE, "bigint, bigint, uuid[]", format!("10, 9, {streams}")),
+        (FORGET, "bigint, float8", "10, 60".to_owned()),
         (ROWS, "bigint, bigint", "10, 990".to_owned()),
         (END, "bigint, bigint", "100000, 9".to_owned()),
         (NODES, "bigint", "7".to_owned()),
