@@ -17,6 +17,7 @@ use crate::{
     auth::{
         Checks, InvalidKey, Verifier, generate_secret,
         jwks::Fetcher,
+        session::{self, SessionSettings, Sessions},
         ticket::{self, TicketSettings, Tickets},
     },
     bus::Bus,
@@ -73,6 +74,8 @@ pub struct App {
     pub signatures: Arc<Signatures>,
     /// Who is calling from a browser's stream.
     pub tickets: Tickets,
+    /// Who is calling from a browser that signed in.
+    pub sessions: Sessions,
     /// Who has done how much of late.
     pub limiters: Arc<Limiters>,
     /// The security log.
@@ -147,6 +150,8 @@ impl Server {
         tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
+        let sessions = session_settings(&config);
+        let sessions = Sessions::start(db.clone(), sessions, metrics.clone(), &tasks, stop.clone());
         let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
         let presence = hub.presence();
         let keeper = Keeper::prime(presence.clone(), db.clone(), hub.node().to_owned(), bus.clone()).await;
@@ -165,6 +170,7 @@ impl Server {
             verifier,
             signatures,
             tickets,
+            sessions,
             limiters,
             security,
             metrics,
@@ -174,6 +180,7 @@ impl Server {
         };
         tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
         tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
+        tasks.spawn(http::session::keep(app.clone(), stop.clone()));
         tasks.spawn(http::command::serve(app.clone(), heard, tasks.clone(), stop.clone()));
         let acceptor = acceptor(&app, socket, files)?;
         let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
@@ -370,6 +377,7 @@ fn sweeps(config: &Config) -> Vec<Sweep> {
     let others = [
         IdempotencyTtl(config.limits.idempotency_ttl).sweep(),
         ticket::sweep(),
+        session::sweep(),
         presence::sweep(config.limits.presence_lease),
     ];
     others.into_iter().chain(alerts).collect()
@@ -390,6 +398,15 @@ fn ticket_settings(config: &Config) -> TicketSettings {
         ttl: limits.ticket_ttl,
         idle: limits.ticket_idle,
         per_user: limits.tickets_per_user,
+        waiting_max: limits.joins_waiting_max as usize,
+        statement_timeout: limits.request_timeout,
+    }
+}
+
+fn session_settings(config: &Config) -> SessionSettings {
+    let limits = &config.limits;
+    SessionSettings {
+        per_user: limits.sessions_per_user,
         waiting_max: limits.joins_waiting_max as usize,
         statement_timeout: limits.request_timeout,
     }

@@ -26,6 +26,10 @@ pub struct Config {
     /// Origins whose pages may call, each exactly as a browser names it, with its scheme; separated by commas
     #[arg(long, env = "CREWCAST_CORS_ORIGINS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origins: Vec<Origin>,
+    /// The server's own origin, as a browser names it: where a proxy has another name or scheme than the server. Its pages
+    /// may write with the session cookie, as those of cors-origins may [default: the host that was called]
+    #[arg(long, env = "CREWCAST_PUBLIC_URL", value_name = "ORIGIN")]
+    pub public_url: Option<Origin>,
     /// Proxies whose word on where a request comes from is taken (X-Forwarded-For, Forwarded): addresses or networks,
     /// separated by commas
     #[arg(long, env = "CREWCAST_TRUSTED_PROXIES", value_name = "NETWORK", value_delimiter = ',', value_parser = network)]
@@ -163,7 +167,14 @@ pub struct Limits {
     /// Tickets of one user that are good at once; no more are made
     #[arg(long, env = "CREWCAST_TICKETS_PER_USER", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub tickets_per_user: u32,
-    /// Requests that may wait at once to learn whose ticket they have, and as many to learn which rooms they may join
+    /// Sessions of one user that are good at once; no more are begun
+    #[arg(long, env = "CREWCAST_SESSIONS_PER_USER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub sessions_per_user: u32,
+    /// How often a node looks whether the sessions of its streams are still there
+    #[arg(long, env = "CREWCAST_SESSION_CHECK", default_value = "5s", value_parser = duration)]
+    pub session_check: Duration,
+    /// Requests that may wait at once to learn whose ticket they have, as many for their cookie, and as many to learn which
+    /// rooms they may join
     #[arg(long, env = "CREWCAST_JOINS_WAITING_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub joins_waiting_max: u32,
     /// How long somebody whose last stream has ended is still shown, so that a reconnect is not seen

@@ -95,7 +95,7 @@ codes! {
 
 impl Code {
     /// Codes for routes to come: no route answers them yet.
-    pub const KEPT: &[Self] = &[Self::OriginNotAllowed, Self::Conflict];
+    pub const KEPT: &[Self] = &[Self::Conflict];
 
     /// When a client may ask again, unless the error says otherwise; none where asking again is no use.
     #[must_use]
@@ -167,7 +167,7 @@ impl PartialSchema for Code {
     fn schema() -> RefOr<Schema> {
         let kept: Vec<String> = Self::KEPT.iter().map(|code| format!("`{code}`")).collect();
         let description = format!(
-            "Stable. These are all that the server knows; no route answers {} yet: they are kept for routes to come.",
+            "Stable. These are all that the server knows; no route answers {} yet: that is kept for routes to come.",
             kept.join(", ")
         );
         let code = ObjectBuilder::new().schema_type(Type::String).description(Some(description));

@@ -143,6 +143,14 @@ metrics! {
     tickets_waiting: Gauge = "Tickets that wait to be judged; joins-waiting-max bounds them";
     ticket_statements: Counter = "Statements that judged tickets: all that wait at a moment share one";
 
+    sessions_open: Gauge = "Sessions that have a stream on this node now";
+    sessions_begun: Counter = "Times somebody signed in, also once more";
+    sessions_ended: Counter = "Sessions signed out of";
+    sessions_refused: Counters = "Times a session's cookie was refused, by reason";
+    sessions_waiting: Gauge = "Cookies that wait to be judged; joins-waiting-max bounds them";
+    session_statements: Counter = "Statements that judged cookies: all that wait at a moment share one";
+    session_streams_ended: Counter = "Streams ended because their session was";
+
     joins: Counter = "Streams and histories whose rooms Postgres had to decide on";
     join_statements: Counter = "Statements that decided on them: all that wait at a moment share one";
 

@@ -15,6 +15,8 @@
 //! Rights add up: a service that is also an admin may do what either may.
 
 pub mod jwks;
+mod opaque;
+pub mod session;
 pub mod ticket;
 mod token;
 
@@ -24,7 +26,7 @@ use std::sync::Arc;
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue};
+use axum::http::{Extensions, HeaderMap, HeaderValue};
 use serde::de::Deserializer;
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
@@ -216,12 +218,12 @@ where
             return Ok(known.clone());
         }
         if let Some(Refused(error)) = parts.extensions.get() {
-            return Err(error.again());
+            return Err(error.again().with_cause(error.clone()));
         }
         let judged = judge(&parts.headers, &Arc::<Verifier>::from_ref(state)).await;
         match &judged {
-            Ok(caller) => drop(parts.extensions.insert(caller.clone())),
-            Err(error) => drop(parts.extensions.insert(Refused(Arc::new(error.again())))),
+            Ok(caller) => leave(&mut parts.extensions, Ok(caller.clone())),
+            Err(error) => leave(&mut parts.extensions, Err(error.again())),
         }
         judged
     }
@@ -231,11 +233,22 @@ where
 #[derive(Clone)]
 struct Refused(Arc<Error>);
 
+/// Leaves in a request what its credentials came to.
+fn leave(extensions: &mut Extensions, judged: Result<Caller>) {
+    match judged {
+        Ok(caller) => drop(extensions.insert(caller)),
+        Err(error) => drop(extensions.insert(Refused(Arc::new(error)))),
+    }
+}
+
 async fn judge(headers: &HeaderMap, verifier: &Verifier) -> Result<Caller> {
     let token = bearer(headers)?;
-    let token = token.ok_or_else(|| missing("Send the header `Authorization: Bearer {token}`; it is missing."))?;
+    let token = token.ok_or_else(|| missing(NO_TOKEN))?;
     verifier.verify(token).await
 }
+
+/// What is said to whoever brings no credentials.
+const NO_TOKEN: &str = "Send the header `Authorization: Bearer {token}`; it is missing.";
 
 /// 401 without any credentials, which is not an error of the token (RFC 6750, section 3).
 fn missing(why: &'static str) -> Error {

@@ -18,7 +18,7 @@ use axum::{
 };
 
 use crate::{
-    auth::ticket::Ticket,
+    auth::{session::Cookie, ticket::Ticket},
     error::{Code, Problem},
     hub::{Closing, ClosingReason},
     metrics::Metrics,
@@ -47,9 +47,13 @@ pub(super) async fn come_back(State(metrics): State<Arc<Metrics>>, request: Requ
     }
 }
 
-/// Whether whoever asks may be an `EventSource` with a ticket. Whether that is good may be what could not be found out.
+/// Whether whoever asks may be an `EventSource` with a ticket or a cookie. Whether that is good may be what could not be
+/// found out.
 fn gives_up(request: &Request) -> bool {
-    matches!(Ticket::of(request.headers(), request.uri()), Some(Ok(_)))
+    match Ticket::of(request.headers(), request.uri()) {
+        Some(ticket) => ticket.is_ok(),
+        None => matches!(Cookie::of(request.headers()), Some(Ok(_))),
+    }
 }
 
 /// Why the client is to come back; none when it is answered for good.
@@ -102,6 +106,8 @@ mod tests {
     use crate::{error::Error, sse::Parser, web::problem};
 
     const TICKET: &str = "cct_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
+    const COOKIE: &str = "__Host-crewcast=ccs_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
     fn limited() -> Error {
         Error::new(Code::RateLimited, "Too many.").with_retry_after(Duration::from_secs(30))
@@ -185,6 +191,13 @@ mod tests {
             let (status, headers, body) = ask(&format!("{path}?ticket={TICKET}"), None).await;
             assert_eq!(status.as_u16(), expected, "{path} {body}");
             assert!(!headers.contains_key(RETRY_AFTER), "{path}");
+        }
+        for (cookie, expected) in
+            [(COOKIE, StatusCode::OK), ("__Host-crewcast=nonsense", StatusCode::SERVICE_UNAVAILABLE)]
+        {
+            let request = Request::get("/unavailable").header("cookie", cookie);
+            let response = app().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+            assert_eq!(response.status(), expected, "{cookie}");
         }
         for nobody in ["/unavailable", "/unavailable?ticket=", "/unavailable?ticket=nonsense"] {
             assert_eq!(ask(nobody, None).await.0, StatusCode::SERVICE_UNAVAILABLE, "{nobody}");

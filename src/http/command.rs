@@ -123,14 +123,16 @@ pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: Cancell
             None => {
                 app.db.bell().notify_one();
                 app.hub.presence().look_now();
+                app.sessions.look_now();
             }
             Some((_, Message::Log)) => app.db.bell().notify_one(),
             Some((from, Message::Command(number, order))) => {
                 tasks.spawn(obey(app.clone(), from, number, order));
             }
             Some((_, Message::Presence)) => app.hub.presence().look_now(),
+            Some((_, Message::Sessions)) => app.sessions.look_now(),
             Some((_, Message::Typing(told))) => presence::hear_typing(&app, told),
-            Some((_, Message::Sessions | Message::Reply(..))) => {}
+            Some((_, Message::Reply(..))) => {}
         }
     }
 }

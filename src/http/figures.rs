@@ -61,6 +61,7 @@ fn measure(app: &App) {
     let (open, idle) = app.db.connections();
     app.metrics.postgres_connections.set(open.into());
     app.metrics.postgres_connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
+    app.metrics.sessions_waiting.set(app.sessions.waiting().try_into().unwrap_or(i64::MAX));
     app.metrics.tickets_waiting.set(app.tickets.waiting().try_into().unwrap_or(i64::MAX));
     app.limiters.measure();
     let joins = app.joins.stats();

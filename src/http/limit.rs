@@ -201,7 +201,7 @@ pub(super) async fn addresses(
     request: Request,
     next: Next,
 ) -> Result<Response> {
-    let opens = request.uri().path() == "/events";
+    let opens = opens_a_stream(&request);
     if opens || has_a_caller(&request) {
         app.limiters.may_authenticate(address)?;
     }
@@ -230,6 +230,11 @@ pub(super) async fn writes(State(app): State<App>, address: Address, request: Re
     Ok(response)
 }
 
+/// Whether a request is for a stream.
+pub(super) fn opens_a_stream(request: &Request) -> bool {
+    request.uri().path() == "/events"
+}
+
 /// The stream that a request is about.
 fn stream_of(request: &Request) -> Option<Uuid> {
     let rest = request.uri().path().strip_prefix("/v1/streams/")?;
@@ -237,11 +242,12 @@ fn stream_of(request: &Request) -> Option<Uuid> {
 }
 
 /// Whether credentials are judged there, besides for a stream.
-fn has_a_caller(request: &Request) -> bool {
+pub(super) fn has_a_caller(request: &Request) -> bool {
     ["/v1/", "/hooks/"].into_iter().any(|base| request.uri().path().starts_with(base))
 }
 
-fn is_write(method: &Method) -> bool {
+/// Whether a method changes things.
+pub(super) fn is_write(method: &Method) -> bool {
     [Method::POST, Method::PUT, Method::PATCH, Method::DELETE].contains(method)
 }
 

@@ -12,9 +12,11 @@ mod figures;
 mod history;
 pub mod limit;
 pub mod openapi;
+mod origin;
 mod presence;
 mod probes;
 pub mod security;
+pub mod session;
 mod stream;
 mod streams;
 pub mod warden;
@@ -35,7 +37,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use self::{limit::Limiters, security::Security};
 use crate::{
     app::App,
-    auth::Caller,
+    auth::{Caller, ticket::Ticket},
     config::Config,
     domain,
     hub::{
@@ -91,10 +93,11 @@ fn stream() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(stream::follow_events)).headed("stream", "Follow events, and read them back")
 }
 
-/// What goes with it: tickets for it, and the log that it comes from.
+/// What goes with it: tickets and sessions for it, and the log that it comes from.
 fn streams() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(stream::make_ticket))
+        .routes(routes!(session::sign_in, session::sign_out))
         .routes(routes!(history::read_event))
         .routes(routes!(history::read_room))
         .emits::<Open<'_>>("stream:open", "The first event of every stream. It has no `id` when `resume` is `reset`.")
@@ -168,21 +171,33 @@ fn pages() -> OpenApiRouter<App> {
         .headed("docs", "Pages for people, and this document; no token needed")
 }
 
-/// Counts requests for their address, finds out who calls, and counts writes for their caller; in this order.
+/// Counts requests for their address, refuses writes of unknown pages, finds out who calls, and counts writes for their
+/// caller; in this order.
 fn counted(routes: Router, app: &App) -> Router {
     routes
         .layer(from_fn_with_state(app.clone(), limit::writes))
         .layer(from_fn_with_state(app.clone(), meet))
+        .layer(from_fn_with_state(app.clone(), origin::guard))
         .layer(from_fn_with_state(app.clone(), limit::addresses))
 }
 
 /// Finds out who calls, and notes people. Whoever cannot be found out is told so by the route, if it asks.
 async fn meet(State(app): State<App>, request: Request, next: Next) -> Response {
+    let takes_a_cookie = takes_a_cookie(&request);
     let (mut parts, body) = request.into_parts();
+    if takes_a_cookie {
+        app.sessions.recognise(&mut parts).await;
+    }
     if let Ok(caller) = Caller::from_request_parts(&mut parts, &app).await {
         app.people.saw(&caller);
     }
     next.run(Request::from_parts(parts, body)).await
+}
+
+/// Whether somebody asks for the caller there whom a cookie names. A ticket goes before it.
+fn takes_a_cookie(request: &Request) -> bool {
+    let is_for_a_stream = limit::opens_a_stream(request) && Ticket::of(request.headers(), request.uri()).is_none();
+    is_for_a_stream || limit::has_a_caller(request)
 }
 
 /// While the node drains, clients are told to use the next node for their next request: closing connections that they

@@ -8,10 +8,6 @@ use std::{net::IpAddr, num::NonZeroU32, sync::Arc};
 
 use axum::{
     extract::{Request, State},
-    http::{
-        HeaderMap, HeaderValue,
-        header::{HOST, ORIGIN},
-    },
     middleware::Next,
     response::Response,
 };
@@ -19,8 +15,9 @@ use axum::{
 use super::{
     address::{Address, Peer},
     buckets::{Buckets, Time},
+    origin::Page,
 };
-use crate::{app::App, config::Origin, error::Credentials, ids::Sub, metrics::Metrics};
+use crate::{app::App, error::Credentials, ids::Sub, metrics::Metrics};
 
 /// The target of the lines.
 const TARGET: &str = "crewcast::security";
@@ -30,7 +27,7 @@ const TARGET: &str = "crewcast::security";
 pub(super) enum Kind {
     /// Credentials that are none of ours, or were tampered with.
     BadToken,
-    /// A page that is not named calls.
+    /// A page that is not named calls, or one that does not say which it is writes with a cookie.
     BadOrigin,
     /// An address opens streams faster than it may.
     ConnectionBurst,
@@ -118,18 +115,8 @@ pub(super) async fn watch(State(app): State<App>, mut request: Request, next: Ne
     let peer: Peer = *request.extensions().get().expect("the connection says who is at its other end");
     let address = Address::of(peer, request.headers(), &app.config.trusted_proxies);
     request.extensions_mut().insert(address);
-    if is_foreign(request.headers(), &app.config.cors_origins) {
+    if Page::of(request.headers(), &app.config) == Page::Foreign {
         app.security.note(Kind::BadOrigin, address, None);
     }
     next.run(request).await
-}
-
-/// Whether a page asks that is neither named nor the server's own. A browser says itself what is the page's own, which
-/// counts where a proxy changed `Host`.
-fn is_foreign(headers: &HeaderMap, named: &[Origin]) -> bool {
-    let Some(origin) = headers.get(ORIGIN) else { return false };
-    let host = origin.as_bytes().splitn(3, |byte| *byte == b'/').nth(2);
-    let is_own = host.is_some() && host == headers.get(HOST).map(HeaderValue::as_bytes);
-    let says_own = headers.get("sec-fetch-site").is_some_and(|site| site == "same-origin");
-    !(is_own || says_own || named.iter().any(|named| origin == named.as_str()))
 }

@@ -20,6 +20,7 @@ use utoipa::{
     IntoParams, IntoResponses,
     openapi::{ContentBuilder, ResponseBuilder},
 };
+use uuid::Uuid;
 
 use super::{
     address::Address,
@@ -30,7 +31,7 @@ use super::{
 use crate::{
     app::App,
     auth::{
-        Caller,
+        Caller, session,
         ticket::{Held, Listener, Made, Tickets},
     },
     error::{Code, Error, Result},
@@ -66,15 +67,16 @@ pub(super) struct Parameters {
     last_event_id: String,
 }
 
-/// A stream, and the ticket that is good for as long as it lasts.
+/// A stream, the ticket that is good for as long as it lasts, and its place among those of its session.
 pub(super) struct Stream {
     session: Session,
     _ticket: Option<Held>,
+    _bound: Option<session::Held>,
 }
 
 /// Make a ticket for a browser's stream
 ///
-/// An `EventSource` sends no headers: it says who listens with `?ticket=`. A ticket is good for `GET /events` only, by `expiresAt`; once
+/// An `EventSource` sends no headers: it says who listens with `?ticket=`, where it has no cookie of a session. A ticket is good for `GET /events` only, by `expiresAt`; once
 /// used it is good for as long as a stream of its lasts and for `ticket-idle` after that, never past the token that it was
 /// made with.
 #[utoipa::path(post, path = "/v1/stream-tickets")]
@@ -125,26 +127,30 @@ impl IntoResponses for NewTicket {
 pub(super) async fn follow_events(
     State(app): State<App>,
     address: Address,
-    Listener { caller, ticket }: Listener,
+    Listener { caller, ticket, session }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
 ) -> Result<Stream> {
     let asked = rooms(&parameters.rooms, app.config.limits.rooms_max as usize)?;
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
-    let session = open(&app, &caller, &asked, types, last_event_id(&headers, parameters.last_event_id)).await;
+    let stream_id = app.node.stream();
+    let bound = session.map(|session| app.sessions.hold(session, stream_id));
+    let last_event_id = last_event_id(&headers, parameters.last_event_id);
+    let session = open(&app, stream_id, &caller, &asked, types, last_event_id).await;
     let session = session.inspect_err(|error| {
         if error.code() == Code::TooManyStreams {
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
-    let ticket = ticket.map(|ticket| ticket.by(session.id()));
-    Ok(Stream { session, _ticket: ticket })
+    let ticket = ticket.map(|ticket| ticket.by(stream_id));
+    Ok(Stream { session, _ticket: ticket, _bound: bound })
 }
 
 /// Judges the rooms and opens the stream; anew, when somebody's rights were taken in between.
 async fn open(
     app: &App,
+    stream_id: Uuid,
     caller: &Caller,
     asked: &[Room],
     types: TypeFilter,
@@ -154,7 +160,7 @@ async fn open(
         let judged = app.hub.rights();
         let (rooms, refused) = judge(app, caller, asked).await?;
         let opening = Opening {
-            stream_id: app.node.stream(),
+            stream_id,
             holder: Arc::new(caller.clone()),
             rooms,
             judged,

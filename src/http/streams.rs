@@ -200,23 +200,30 @@ fn not_a_token(error: &Error) -> Error {
     }
 }
 
+/// Has a stream of this node go on with other credentials, and its ticket with it.
+pub(super) async fn do_renew(app: &App, stream: Uuid, renewed: Caller) -> Result<Value> {
+    renew(app, stream, &renewed).await?;
+    app.tickets.renew(stream, &renewed).await?;
+    Ok(json!(Renewed { expires_at: renewed.expires_at }))
+}
+
 /// Has a stream of this node go on with other credentials. They are its own first and its rooms judged then: whoever loses
 /// rights in between loses them by these credentials.
-pub(super) async fn do_renew(app: &App, stream: Uuid, renewed: Caller) -> Result<Value> {
-    let expires_at = renewed.expires_at;
-    let holder = Arc::new(renewed.clone());
-    if !app.hub.renew(stream, holder, expires_at) {
+///
+/// # Errors
+/// 404 when there is no such stream here, 503 when Postgres does not say what it may have.
+pub(super) async fn renew(app: &App, stream: Uuid, renewed: &Caller) -> Result<()> {
+    if !app.hub.renew(stream, Arc::new(renewed.clone()), renewed.expires_at) {
         return Err(Error::not_found());
     }
     let (_, names) = app.hub.standing(stream).ok_or_else(Error::not_found)?;
     let rooms: Vec<Room> = names.iter().filter_map(|room| room.parse().ok()).collect();
-    let may = app.joins.may_join(&renewed, &rooms).await?;
+    let may = app.joins.may_join(renewed, &rooms).await?;
     let lost = rooms.iter().zip(may).filter(|(_, may)| !may);
     let lost: Vec<Refused> =
         lost.map(|(room, _)| Refused { room: room.to_string(), reason: Refusal::Revoked }).collect();
     app.hub.take_away(stream, &lost);
-    app.tickets.renew(stream, &renewed).await?;
-    Ok(json!(Renewed { expires_at }))
+    Ok(())
 }
 
 /// End an open stream

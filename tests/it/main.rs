@@ -35,6 +35,7 @@ mod repeats;
 mod reset;
 mod restore;
 mod rights;
+mod sessions;
 mod stall;
 mod start;
 mod stream;

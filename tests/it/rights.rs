@@ -143,6 +143,8 @@ fn table() -> Vec<Row> {
         ("PUT", "/v1/me/preferences", json!({}), [200, 200, 200, 200, 200, 200, 403, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("POST", "/v1/stream-tickets", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
+        ("POST", "/v1/session", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
+        ("DELETE", "/v1/session", Value::Null, [204; 8]),
         ("GET", "/v1/events/{s}", Value::Null, [200, 200, 200, 404, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
         ("GET", "/events?rooms=project:{d}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),

@@ -150,6 +150,14 @@ impl Client {
         Self::new(server, "")
     }
 
+    /// A browser with this cookie, and a page of this origin.
+    pub fn browser(address: &str, cookie: &str, origin: &str) -> Self {
+        let headers = [("cookie", cookie), ("origin", origin)].into_iter().filter(|(_, value)| !value.is_empty());
+        let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let http = reqwest::Client::builder().default_headers(headers).build().unwrap();
+        Self { http, base: format!("http://{address}"), token: String::new() }
+    }
+
     /// Whoever the token says, of a server in a process of its own.
     pub fn at(address: &str, token: &str) -> Self {
         Self { http: reqwest::Client::new(), base: format!("http://{address}"), token: token.to_owned() }
@@ -257,9 +265,9 @@ impl Client {
     }
 }
 
-/// Whether a frame may come at any time: a heartbeat, or word of who is there and who types.
-fn is_passing(frame: &Frame) -> bool {
-    frame.event == "heartbeat" || frame.event.starts_with("presence:") || frame.event.starts_with("typing:")
+/// Whether a frame is of presence or typing, which are in no log.
+fn is_whisper(frame: &Frame) -> bool {
+    ["presence:", "typing:"].iter().any(|prefix| frame.event.starts_with(prefix))
 }
 
 /// An open stream.
@@ -270,18 +278,28 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The next frame of the log or of the stream itself; none at the end of the stream.
+    /// The next frame that is neither a heartbeat nor about who is there; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             let frame = self.next_or_beat().await?;
-            if !is_passing(&frame) {
+            if frame.event != "heartbeat" {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// The next frame that is not about who is there; none at the end of the stream.
+    pub async fn next_or_beat(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next_of_all().await?;
+            if !is_whisper(&frame) {
                 return Some(frame);
             }
         }
     }
 
     /// The next frame; none at the end of the stream.
-    pub async fn next_or_beat(&mut self) -> Option<Frame> {
+    pub async fn next_of_all(&mut self) -> Option<Frame> {
         while self.frames.is_empty() {
             let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.expect("a silent stream");
             let frames = self.parser.push(&chunk.ok()??);
@@ -357,12 +375,12 @@ impl Slow {
         Self { socket, parser, frames: Default::default(), raw: Some(Vec::new()) }
     }
 
-    /// The next frame of the log or of the stream itself; none at the end of the stream.
+    /// The next frame that is neither a heartbeat nor about who is there; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
         use tokio::io::AsyncReadExt as _;
         loop {
             while let Some(frame) = self.frames.pop_front() {
-                if !is_passing(&frame) {
+                if frame.event != "heartbeat" && !is_whisper(&frame) {
                     return Some(frame);
                 }
             }

@@ -23,9 +23,7 @@ use axum::{
     extract::{FromRef, FromRequestParts},
     http::{HeaderMap, Uri, header::AUTHORIZATION, request::Parts},
 };
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,7 +34,11 @@ use self::{
     judge::{Judge, Verdict},
     keep::{Keeper, Open},
 };
-use super::{Caller, Verifier, missing};
+use super::{
+    Caller, Verifier, missing,
+    opaque::{self, Digest},
+    session::{Cookie, SessionId},
+};
 use crate::{
     db::{
         Db, Sweep,
@@ -53,9 +55,6 @@ pub use self::{
 
 /// What every ticket begins with, so that people and scanners know one when they see it.
 const PREFIX: &str = "cct_";
-
-/// Random bytes of a ticket.
-const BYTES: usize = 32;
 
 /// Tickets that one statement judges, at most.
 const BATCH_MAX: usize = 10_000;
@@ -113,21 +112,14 @@ impl TicketSettings {
 /// A ticket, as the client has it. It is shown to nobody else.
 pub struct Ticket(String);
 
-/// What is known of a ticket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Digest([u8; 32]);
-
 /// This is no ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("that is not a ticket")]
 pub struct NoTicket;
 
 impl Ticket {
-    /// A new one, of the operating system's randomness.
     fn random() -> Self {
-        let mut bytes = [0; BYTES];
-        getrandom::fill(&mut bytes).expect("the operating system has randomness");
-        Self(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)))
+        Self(opaque::random(PREFIX))
     }
 
     /// The ticket that a request brings, where it has no `Authorization` header; none where it brings none, or an empty
@@ -146,7 +138,7 @@ impl Ticket {
     }
 
     fn digest(&self) -> Digest {
-        Digest(Sha256::digest(&self.0).into())
+        Digest::of(&self.0)
     }
 }
 
@@ -160,9 +152,7 @@ impl FromStr for Ticket {
     type Err = NoTicket;
 
     fn from_str(text: &str) -> Result<Self, NoTicket> {
-        let encoded = text.strip_prefix(PREFIX).ok_or(NoTicket)?;
-        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| NoTicket)?;
-        if bytes.len() == BYTES { Ok(Self(text.to_owned())) } else { Err(NoTicket) }
+        if opaque::is_one(PREFIX, text) { Ok(Self(text.to_owned())) } else { Err(NoTicket) }
     }
 }
 
@@ -286,13 +276,15 @@ impl Tickets {
     }
 }
 
-/// Who opens a stream: a caller by their token, or by a ticket where there is no `Authorization` header.
+/// Who opens a stream: a caller by their token, else by a ticket, else by the cookie of their session.
 #[derive(Debug)]
 pub struct Listener {
     /// Who they are.
     pub caller: Caller,
     /// The ticket that named them: it stays good for as long as this is held.
     pub ticket: Option<Held>,
+    /// The session that named them: their stream ends with it.
+    pub session: Option<SessionId>,
 }
 
 impl<S> FromRequestParts<S> for Listener
@@ -306,15 +298,16 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         if let Some(ticket) = Ticket::of(&parts.headers, &parts.uri) {
             let (caller, held) = Tickets::from_ref(state).take(ticket).await?;
-            return Ok(Self { caller, ticket: Some(held) });
+            return Ok(Self { caller, ticket: Some(held), session: None });
         }
-        if !parts.headers.contains_key(AUTHORIZATION) {
+        if !parts.headers.contains_key(AUTHORIZATION) && Cookie::of(&parts.headers).is_none() {
             return Err(missing(
                 "Send the header `Authorization: Bearer {token}`, or the parameter `ticket` with one from \
-                 POST /v1/stream-tickets; both are missing.",
+                 POST /v1/stream-tickets, or the cookie that POST /v1/session sets; all are missing.",
             ));
         }
-        Ok(Self { caller: Caller::from_request_parts(parts, state).await?, ticket: None })
+        let caller = Caller::from_request_parts(parts, state).await?;
+        Ok(Self { caller, ticket: None, session: parts.extensions.get().copied() })
     }
 }
 

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use utoipa::openapi::{
-    Components, ContentBuilder, Header, ObjectBuilder, OpenApi, Ref, RefOr, Required, Response, ResponseBuilder,
-    SchemaFormat, Type,
+    Components, ContentBuilder, Header, ObjectBuilder, OpenApi, PathItem, Ref, RefOr, Required, Response,
+    ResponseBuilder, SchemaFormat, Type,
     header::HeaderBuilder,
     path::{Operation, Parameter, ParameterBuilder, ParameterIn},
     schema::{AllOfBuilder, ArrayBuilder, KnownFormat, Schema},
-    security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme},
 };
 
 use crate::{
+    auth::session,
     ids::{Room, Slug, Sub, Week},
     log::Position,
     web::{
@@ -20,8 +21,10 @@ use crate::{
     },
 };
 
-/// The one security scheme.
+/// How backends say who calls.
 pub(super) const BEARER: &str = "bearer";
+/// How browsers do.
+pub(super) const COOKIE: &str = "cookie";
 
 /// How each error is answered, unless a route has words of its own: status, name, and which codes mean what.
 const ANSWERS: [(&str, &str, &str); 12] = [
@@ -31,8 +34,13 @@ const ANSWERS: [(&str, &str, &str); 12] = [
         "`token_in_query`, `invalid_query`, `invalid_path`, `invalid_header`, `invalid_room`, `too_many_rooms`, \
          `malformed_json`, or `bad_request` for what has no code of its own.",
     ),
-    ("401", "Unauthorized", "`unauthorized`: the token is missing or not valid."),
-    ("403", "Forbidden", "`forbidden`: the caller may not do this, or may not join the room."),
+    ("401", "Unauthorized", "`unauthorized`: the token, the ticket or the cookie is missing or not valid."),
+    (
+        "403",
+        "Forbidden",
+        "`forbidden`: the caller may not do this, or may not join the room. `origin_not_allowed`: the page may not write with \
+         the session's cookie.",
+    ),
     ("404", "NotFound", "`not_found`: there is none, or the caller may not read it."),
     ("408", "Timeout", "`timeout`: the answer was not there within `request-timeout`."),
     ("409", "InProgress", "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running."),
@@ -47,7 +55,7 @@ const ANSWERS: [(&str, &str, &str); 12] = [
     (
         "429",
         "TooManyRequests",
-        "`rate_limited`: a limit is reached, the caller's `writes` or tickets, or their address's `connects` or `failures` (of \
+        "`rate_limited`: a limit is reached, the caller's `writes`, tickets or sessions, or their address's `connects` or `failures` (of \
          authentication). `too_many_streams`: the caller has `streams-per-user` open on this node.",
     ),
     ("500", "Internal", "`internal`: the server's log has the cause under the request's id."),
@@ -81,6 +89,12 @@ pub(super) fn components() -> Components {
          is `member`), `divisions` (slugs), `topics` (names), and `aud` and `iss` where the server is set to check them.",
     ));
     components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+    let cookie = ApiKeyValue::with_description(
+        session::NAME,
+        "What `POST /v1/session` sets. The header `Authorization` goes before it. A write with it has an `Origin`: the server's \
+         own, or one of `cors-origins`.",
+    );
+    components.add_security_scheme(COOKIE, SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
     components
 }
 
@@ -122,6 +136,7 @@ fn headers() -> [(&'static str, RefOr<Schema>, &'static str); 9] {
 
 /// Completes every operation.
 pub(super) fn complete(document: &mut OpenApi) {
+    refuse_pages(document);
     let shown: BTreeMap<String, String> = operations(&mut document.paths)
         .filter_map(|(path, operation)| Some((path.to_owned(), answered(operation)?)))
         .collect();
@@ -135,6 +150,15 @@ pub(super) fn complete(document: &mut OpenApi) {
         }
         define(components, of_operation(operation));
         share_parameters(components, operation);
+    }
+}
+
+/// A write may come with a cookie from a page that may not write.
+fn refuse_pages(document: &mut OpenApi) {
+    let paths = document.paths.paths.values_mut();
+    let writes = paths.flat_map(|PathItem { put, post, patch, delete, .. }| [put, post, patch, delete]).flatten();
+    for operation in writes {
+        operation.responses.responses.entry("403".to_owned()).or_insert_with(|| Response::default().into());
     }
 }
 

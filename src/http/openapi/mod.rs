@@ -30,6 +30,8 @@ What holds for every route:
   with `GET` also takes `HEAD`.
 - Anything shaped like a JWT in a query string is 400 `token_in_query`, before anything else.
 - Other unknown query parameters are ignored.
+- A browser may bring the cookie of a session in place of the token. A write with it is 403 `origin_not_allowed` from a page
+  that is neither the server's own nor of an origin that may call.
 - Writes under `/v1` and `/hooks` are limited by caller, attempts to open streams and failed authentications by address, on each node by
   itself. Every answer to a write of somebody who is known has `RateLimit` and `RateLimit-Policy`.
 ";
@@ -45,7 +47,9 @@ pub fn document() -> OpenApi {
         // The builder knows no summary, which is new in 3.1.
         .info(info.extensions(Some([("summary", SUMMARY)].into_iter().collect())).build())
         .servers(Some([server.build()]))
-        .security(Some([SecurityRequirement::new::<_, [&str; 0], _>(common::BEARER, [])]))
+        .security(Some(
+            [common::BEARER, common::COOKIE].map(|scheme| SecurityRequirement::new::<_, [&str; 0], _>(scheme, [])),
+        ))
         .components(Some(common::components()))
         .build();
     // Nested on its own first: nesting would replace the paths that both have.

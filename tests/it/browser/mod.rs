@@ -5,6 +5,7 @@
 
 mod cable;
 mod chromium;
+mod cookie;
 mod curl;
 mod faults;
 mod numbers;

@@ -46,6 +46,19 @@ impl Page {
         Self(browser)
     }
 
+    /// Opens a page of the same form, from anywhere.
+    pub async fn at(place: &str) -> Self {
+        let [browser] = Browser::open().await;
+        browser.go(place).await;
+        browser.run("window.isTheFirst = true").await;
+        Self(browser)
+    }
+
+    /// Where it is.
+    pub fn browser(&self) -> &Browser {
+        &self.0
+    }
+
     /// Returns once it shows no line any more that begins so.
     pub async fn forgets(&self, beginning: &str) {
         self.0.until(&format!("!{LINES}.some(line => line.startsWith({}))", json!(beginning))).await;

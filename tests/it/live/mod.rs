@@ -40,7 +40,12 @@ const HOUR: Duration = Duration::from_hours(1);
 async fn open(client: &Client, query: &str) -> (Stream, String) {
     // A stream without a position begins at the last read of the log, behind which some events may wait.
     let (cursor, _) = client.read("/v1/divisions").await;
-    let mut stream = client.stream(query, &cursor).await;
+    open_at(client, query, &cursor).await
+}
+
+/// The same from a position, for whoever has a ticket alone.
+async fn open_at(client: &Client, query: &str, cursor: &str) -> (Stream, String) {
+    let mut stream = client.stream(query, cursor).await;
     let (_, data) = stream.expect("stream:open").await;
     let id = data["streamId"].as_str().unwrap().to_owned();
     (stream, id)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::{HOUR, expect_n, member, nodes, open, say};
+use super::{HOUR, expect_n, member, nodes, open, open_at, say};
 use crate::support::{Client, database, server};
 
 async fn put_token(client: &Client, stream: &str, token: &str) -> (StatusCode, Value) {
@@ -91,7 +91,7 @@ async fn a_ticket_goes_on_with_the_token_that_is_put_on_its_stream() {
     let ticket = ben.ticket().await;
     let browser = Client::nobody(&server);
     let query = format!("rooms=topic:a&ticket={ticket}");
-    let (mut stream, id) = open(&browser, &query).await;
+    let (mut stream, id) = open_at(&browser, &query, "").await;
     let longer = member("ben", &[], &["a"], HOUR);
     assert_eq!(put_token(&Client::new(&server, &longer), &id, &longer).await.0, StatusCode::OK);
     // Longer than the first token was good for: the stream lives, and its browser may come back with the same address.
@@ -102,6 +102,6 @@ async fn a_ticket_goes_on_with_the_token_that_is_put_on_its_stream() {
     say(&Client::admin(&server), "topic:a", 1).await;
     expect_n(&mut stream, 1).await;
     drop(stream);
-    open(&browser, &query).await;
+    open_at(&browser, &query, "").await;
     server.stop().await;
 }

@@ -95,7 +95,11 @@ async fn a_ticket_is_good_for_nothing_but_streams() {
     let server = server(&database().await, &[]).await;
     let (ana, browser) = (Client::admin(&server), Client::nobody(&server));
     let ticket = ana.ticket().await;
-    let closed: Vec<_> = actions().into_iter().filter(|(_, route)| route.starts_with("/v1/")).collect();
+    // Signing out asks for nobody.
+    let is_closed = |(method, route): &(String, String)| {
+        route.starts_with("/v1/") && (method.as_str(), route.as_str()) != ("DELETE", "/v1/session")
+    };
+    let closed: Vec<_> = actions().into_iter().filter(is_closed).collect();
     assert!(closed.len() > 20, "{closed:?}");
     for (method, route) in closed {
         let path = route.split('/').map(|part| if part.starts_with('{') { "x" } else { part });

@@ -1,0 +1,59 @@
+//! Whose sessions cookies are. A node's restart brings the streams of all its sessions back at once, so those that wait at a
+//! moment share a statement.
+
+use std::{collections::HashMap, sync::Arc};
+
+use sqlx::{PgConnection, types::JsonValue};
+use uuid::Uuid;
+
+use super::{Caller, Digest};
+use crate::{db::desk::Clerk, error::Result, metrics::Metrics};
+
+/// Reads sessions. `$1`: the digests of their cookies.
+pub const READ: &str =
+    "select digest, id, caller, ends_at > now() as is_good from crewcast.sessions where digest = any($1)";
+
+/// What became of a session.
+#[derive(Debug, Clone)]
+pub(super) enum Verdict {
+    /// It stands for this caller.
+    Good(Uuid, Box<Caller>),
+    Expired,
+    Unknown,
+}
+
+/// Who judges.
+#[derive(Debug)]
+pub(super) struct Judge {
+    pub(super) metrics: Arc<Metrics>,
+}
+
+impl Clerk for Judge {
+    type Question = Digest;
+    type Answer = Verdict;
+
+    async fn answer(&mut self, conn: &mut PgConnection, digests: &[Digest]) -> Result<Vec<Verdict>> {
+        self.metrics.session_statements.inc();
+        let asked: Vec<&[u8]> = digests.iter().map(|digest| &digest.0[..]).collect();
+        let rows: Vec<(Vec<u8>, Uuid, JsonValue, bool)> = sqlx::query_as(READ).bind(asked).fetch_all(conn).await?;
+        let rows = rows.into_iter().map(|(digest, id, caller, is_good)| (digest, verdict(id, caller, is_good)));
+        let verdicts: HashMap<Vec<u8>, Verdict> = rows.collect();
+        // Many requests may have come with one cookie.
+        let verdict = |digest: &Digest| verdicts.get(&digest.0[..]).cloned().unwrap_or(Verdict::Unknown);
+        Ok(digests.iter().map(verdict).collect())
+    }
+}
+
+fn verdict(id: Uuid, caller: JsonValue, is_good: bool) -> Verdict {
+    if !is_good {
+        return Verdict::Expired;
+    }
+    caller_of(caller).map_or(Verdict::Unknown, |caller| Verdict::Good(id, Box::new(caller)))
+}
+
+/// The stored claims.
+pub(super) fn caller_of(stored: JsonValue) -> Option<Caller> {
+    let caller = serde_json::from_value(stored);
+    // Stored by another version: its client signs in again, here.
+    caller.inspect_err(|error| tracing::warn!(%error, "a session's caller cannot be read")).ok()
+}
