@@ -30,9 +30,8 @@ create unlogged table crewcast.presence (
     viewing       text,
     editing_room  text,
     editing_field text,
-    -- A stream that has closed counts for so long after.
-    left_at       timestamptz,
-    grace_ms      bigint,
-    constraint presence_grace check ((left_at is null) = (grace_ms is null))
+    -- Until when a stream counts that has closed.
+    ends_at       timestamptz
 );
+create index presence_by_end on crewcast.presence (node, ends_at) where ends_at is not null;
 create index presence_by_batch on crewcast.presence (node, batch);

@@ -9,12 +9,17 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use super::{admin, streams};
+use super::{
+    admin,
+    presence::{self, Types},
+    streams,
+};
 use crate::{
     app::App,
     auth::Caller,
     bus::{Heard, Message},
     error::{Error, Problem, Result},
+    hub::presence::Update,
     ids::{NodeKey, Room, Sub},
 };
 
@@ -36,6 +41,10 @@ pub(super) enum Command {
     Move { join: Vec<Room>, leave: Vec<Room>, after: Option<String> },
     /// To go on with these claims instead of its own.
     Renew(Box<Caller>),
+    /// To show its user so.
+    Report(Update),
+    /// To show its user typing.
+    Type(Types),
     /// To end.
     End,
 }
@@ -98,6 +107,8 @@ async fn execute(app: &App, order: Order) -> Result<Value> {
             match command {
                 Command::Move { join, leave, after } => streams::do_move(app, stream, join, leave, after).await,
                 Command::Renew(caller) => streams::do_renew(app, stream, *caller).await,
+                Command::Report(update) => presence::do_report(app, stream, update),
+                Command::Type(types) => presence::do_type(app, stream, types),
                 Command::End => Ok(streams::do_end(app, stream)),
             }
         }
@@ -111,14 +122,17 @@ pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: Cancell
             // What was lost may have been any bell.
             None => {
                 app.db.bell().notify_one();
+                app.hub.presence().look_now();
                 app.sessions.look_now();
             }
             Some((_, Message::Log)) => app.db.bell().notify_one(),
             Some((from, Message::Command(number, order))) => {
                 tasks.spawn(obey(app.clone(), from, number, order));
             }
+            Some((_, Message::Presence)) => app.hub.presence().look_now(),
             Some((_, Message::Sessions)) => app.sessions.look_now(),
-            Some((_, Message::Presence | Message::Typing(_) | Message::Reply(..))) => {}
+            Some((_, Message::Typing(told))) => presence::hear_typing(&app, told),
+            Some((_, Message::Reply(..))) => {}
         }
     }
 }

@@ -13,6 +13,7 @@ mod history;
 pub mod limit;
 pub mod openapi;
 mod origin;
+mod presence;
 mod probes;
 pub mod security;
 pub mod session;
@@ -39,7 +40,10 @@ use crate::{
     auth::{Caller, ticket::Ticket},
     config::Config,
     domain,
-    hub::{Closing, Expiring, Heartbeat, Open, ResetTo, RoomsChanged},
+    hub::{
+        Closing, Expiring, Heartbeat, Open, ResetTo, RoomsChanged,
+        presence::{Count, Shown, Snapshot, Typist},
+    },
     ids::HEARTBEAT,
     metrics::Metrics,
     web::{Describe as _, problem, query, request},
@@ -123,6 +127,14 @@ fn live_streams() -> OpenApiRouter<App> {
         .routes(routes!(streams::move_stream))
         .routes(routes!(streams::renew_stream))
         .routes(routes!(streams::end_stream))
+        .routes(routes!(presence::set_presence))
+        .routes(routes!(presence::set_typing))
+        .routes(routes!(presence::read_presence))
+        .emits::<Snapshot>("presence:snapshot", "Who is in a room, after `stream:open` and each join. It has no `id`, as all of presence and typing.")
+        .emits::<Shown>("presence:change", "A user came, went, or does something else. They come in the order in which it happened, after the snapshot.")
+        .emits::<Count<'_>>("presence:count", "How many are in a room with more than `presence-users-max` users, at most once a second, in place of `presence:change`. Once it is smaller by a tenth, a snapshot follows.")
+        .emits::<Typist<'_>>("typing:start", "A user types in a field of a project. Not to the stream that said so.")
+        .emits::<Typist<'_>>("typing:stop", "They do not any more, or have not said so for `typing-ttl`.")
         .headed("live streams", "Change a stream while it is open, on whatever node it is")
 }
 

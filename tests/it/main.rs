@@ -28,6 +28,7 @@ mod model;
 mod openapi;
 mod people;
 mod phases;
+mod presence;
 mod projects;
 mod readme;
 mod repeats;

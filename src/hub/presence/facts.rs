@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -62,14 +62,22 @@ pub(super) struct Report {
 }
 
 /// What a client says of its user. What it leaves out stays as it was.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Update {
     /// Whether they are at their desk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
     /// What they look at, or that they look at nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub viewing: Option<Option<Arc<str>>>,
     /// What they edit, or that they edit nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     pub editing: Option<Option<Editing>>,
+}
+
+/// What is there is given, also when it is null.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// All that is known of one stream.

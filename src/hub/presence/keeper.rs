@@ -30,8 +30,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same at the end.
 const LAST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Rows that are deleted at once.
-const FORGOTTEN_MAX: usize = 5000;
+/// How often old rows are deleted.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 /// The task's state.
 #[derive(Debug)]
@@ -48,6 +48,7 @@ pub struct Keeper {
     /// Whether our row was written, so that it must be there.
     is_known: bool,
     beaten: Option<Instant>,
+    forget_at: Instant,
 }
 
 impl Keeper {
@@ -68,6 +69,7 @@ impl Keeper {
             batch: 0,
             is_known: false,
             beaten: None,
+            forget_at: Instant::now() + FORGET_EVERY,
         };
         keeper.look().await;
         keeper.write_what_is_due().await;
@@ -140,6 +142,10 @@ impl Keeper {
         if ended {
             // What a write that was given up at the end would have said.
             store::end(&mut tx, node, self.batch).await?;
+        }
+        if self.forget_at <= Instant::now() {
+            store::forget(&mut tx, node, ROW_KEPT).await?;
+            self.forget_at = Instant::now() + FORGET_EVERY;
         }
         let statements = store::write(&mut tx, node, self.batch, batch).await?;
         tx.commit().await?;
@@ -256,21 +262,12 @@ impl Presence {
                 None => batch.gone.push(stream),
             }
         }
-        let now = Instant::now();
-        while let Some((at, stream)) = state.ended.first().copied().filter(|(at, _)| *at <= now)
-            && batch.forgotten.len() < FORGOTTEN_MAX
-        {
-            state.ended.remove(&(at, stream));
-            batch.forgotten.push(stream);
-        }
         batch
     }
 
     /// It could not be written.
     fn put_back(&self, batch: Batch) {
-        let (mut state, now) = (self.state(), Instant::now());
-        state.dirty.extend(batch.put.iter().map(|(stream, _)| *stream).chain(batch.gone));
-        state.ended.extend(batch.forgotten.into_iter().map(|stream| (now, stream)));
+        self.state().dirty.extend(batch.put.iter().map(|(stream, _)| *stream).chain(batch.gone));
     }
 
     /// Every stream of this node that is still open closes.

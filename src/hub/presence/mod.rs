@@ -24,7 +24,7 @@ mod view;
 mod whisper;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::HashSet,
     fmt,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
@@ -102,9 +102,6 @@ struct State {
     typing: Typing,
     /// Streams of this node whose rows are not what they should be.
     dirty: HashSet<Uuid>,
-    /// Streams of this node that have ended, in the order in which their rows may be deleted. Bounded by what connects
-    /// within [`ROW_KEPT`] and a grace.
-    ended: BTreeSet<(Instant, Uuid)>,
     /// What the clock's task waits for.
     awaited: Option<Instant>,
     /// The last stamp that any report has, here or in what was read.
@@ -120,7 +117,7 @@ impl Presence {
         deliver: impl Fn(Whisper) + Send + Sync + 'static,
     ) -> Self {
         let (view, typing) = (View::new(settings.users_max), Typing::new(settings.typing_ttl));
-        let state = State { view, typing, dirty: HashSet::new(), ended: BTreeSet::new(), awaited: None, stamp: 0 };
+        let state = State { view, typing, dirty: HashSet::new(), awaited: None, stamp: 0 };
         Self {
             node,
             settings,
@@ -221,7 +218,6 @@ impl Presence {
         }
         let news = state.view.closed(stream, grace, now);
         self.tell(news, None);
-        state.ended.insert((now + grace + ROW_KEPT, stream));
         self.write(&mut state, stream);
         self.wake(&mut state);
     }

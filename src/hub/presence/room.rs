@@ -18,7 +18,7 @@ use crate::{ids, sse};
 pub(super) const EVERY: Duration = Duration::from_secs(1);
 
 /// Who is in a room: the data of `presence:snapshot`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[schema(as = PresenceSnapshotData)]
 pub struct Snapshot {
     /// The room.

@@ -29,29 +29,31 @@ pub const NODE: &str = "
 /// Writes streams of a node. `$1`: the node, `$2`: the batch, then what is known of each. No room's name has a comma.
 pub const PUT: &str = "
     insert into crewcast.presence
-        (stream, node, batch, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field,
-         left_at, grace_ms)
+        (stream, node, batch, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field, ends_at)
     select stream, $1, $2, sub, name, avatar_url, string_to_array(rooms, ','), is_idle, stamp, viewing, editing_room,
-           editing_field, case when grace_ms is not null then now() end, grace_ms
+           editing_field, now() + make_interval(secs => grace)
     from unnest($3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bool[], $9::bigint[], $10::text[],
-                $11::text[], $12::text[], $13::bigint[])
-        as facts (stream, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field, grace_ms)
+                $11::text[], $12::text[], $13::float8[])
+        as facts (stream, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field, grace)
     on conflict (stream) do update
         set batch = excluded.batch, name = excluded.name, avatar_url = excluded.avatar_url, rooms = excluded.rooms,
             is_idle = excluded.is_idle, stamp = excluded.stamp, viewing = excluded.viewing,
-            editing_room = excluded.editing_room, editing_field = excluded.editing_field, left_at = excluded.left_at,
-            grace_ms = excluded.grace_ms";
+            editing_room = excluded.editing_room, editing_field = excluded.editing_field, ends_at = excluded.ends_at";
 
-/// Streams that count no more. `$1`: the batch, `$2`: the streams.
+/// Streams of a node that count no more. `$1`: the node, `$2`: the batch, `$3`: the streams. One that was never written is
+/// written so: an update would have to be kept from reading the whole table, with generic plans.
 pub const GONE: &str = "
-    update crewcast.presence set batch = $1, left_at = now(), grace_ms = 0 where stream = any($2)";
+    insert into crewcast.presence (stream, node, batch, sub, rooms, is_idle, ends_at)
+    select stream, $1, $2, '', '{}', true, now() from unnest($3::uuid[]) as gone (stream)
+    on conflict (stream) do update set batch = excluded.batch, ends_at = excluded.ends_at";
 
 /// No stream of a node counts any more that is not said to. `$1`: the node, `$2`: the batch.
 pub const END: &str = "
-    update crewcast.presence set batch = $2, left_at = now(), grace_ms = 0 where node = $1 and left_at is null";
+    update crewcast.presence set batch = $2, ends_at = now() where node = $1 and ends_at is null";
 
-/// Deletes the rows of streams that have counted no more for long. `$1`: the streams.
-pub const FORGET: &str = "delete from crewcast.presence where stream = any($1)";
+/// Deletes a node's streams that have counted no more for long. `$1`: the node, `$2`: for so many seconds.
+pub const FORGET: &str = "
+    delete from crewcast.presence where node = $1 and ends_at < now() - make_interval(secs => $2)";
 
 /// The rows of all other nodes. `$1`: this one.
 pub const NODES: &str = "select key, beat, batch, ended from crewcast.nodes where key <> $1";
@@ -60,7 +62,7 @@ pub const NODES: &str = "select key, beat, batch, ended from crewcast.nodes wher
 /// by the one clock that both nodes have.
 pub const ROWS: &str = "
     select stream, batch, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field,
-           (grace_ms - extract(epoch from now() - left_at) * 1000)::bigint as left_ms
+           extract(epoch from ends_at - now())::float8 as left
     from crewcast.presence where node = $1 and batch > $2";
 
 /// Deletes dead nodes with all that they wrote, together: one that was only away finds that its row is gone, and writes
@@ -86,8 +88,6 @@ pub(super) struct Batch {
     pub(super) put: Vec<(Uuid, Facts)>,
     /// Streams that count no more.
     pub(super) gone: Vec<Uuid>,
-    /// Streams whose rows are not needed any more.
-    pub(super) forgotten: Vec<Uuid>,
 }
 
 impl Batch {
@@ -108,6 +108,11 @@ pub(super) async fn end(conn: &mut PgConnection, node: NodeKey, nth: i64) -> sql
     sqlx::query(END).bind(node.to_sql()).bind(nth).execute(conn).await.map(|_| ())
 }
 
+/// Deletes a node's streams that have counted no more for so long.
+pub(super) async fn forget(conn: &mut PgConnection, node: NodeKey, kept: Duration) -> sqlx::Result<()> {
+    sqlx::query(FORGET).bind(node.to_sql()).bind(kept.as_secs_f64()).execute(conn).await.map(|_| ())
+}
+
 /// Writes a batch of a node. The statements that it took.
 pub(super) async fn write(conn: &mut PgConnection, node: NodeKey, nth: i64, batch: &Batch) -> sqlx::Result<u64> {
     let mut statements = 0;
@@ -117,11 +122,7 @@ pub(super) async fn write(conn: &mut PgConnection, node: NodeKey, nth: i64, batc
         statements += 1;
     }
     if !batch.gone.is_empty() {
-        sqlx::query(GONE).bind(nth).bind(&batch.gone).execute(&mut *conn).await?;
-        statements += 1;
-    }
-    if !batch.forgotten.is_empty() {
-        sqlx::query(FORGET).bind(&batch.forgotten).execute(&mut *conn).await?;
+        sqlx::query(GONE).bind(node.to_sql()).bind(nth).bind(&batch.gone).execute(&mut *conn).await?;
         statements += 1;
     }
     Ok(statements)
@@ -136,7 +137,7 @@ async fn put(
 ) -> sqlx::Result<()> {
     let of = |get: fn(&Facts) -> Option<&str>| streams.iter().map(move |(_, facts)| get(facts)).collect::<Vec<_>>();
     let rooms = streams.iter().map(|(_, facts)| facts.rooms.join(","));
-    let grace = |facts: &Facts| facts.ends.map(|ends| i64::try_from((ends - now).as_millis()).unwrap_or(i64::MAX));
+    let grace = |facts: &Facts| facts.ends.map(|ends| (ends - now).as_secs_f64());
     let put = sqlx::query(PUT)
         .bind(node.to_sql())
         .bind(nth)
@@ -175,13 +176,14 @@ pub(super) struct Row {
     viewing: Option<String>,
     editing_room: Option<String>,
     editing_field: Option<String>,
-    left_ms: Option<i64>,
+    /// Seconds for which it still counts.
+    left: Option<f64>,
 }
 
 impl Row {
     /// What it says, at this moment.
     pub(super) fn facts(self, now: Instant) -> (Uuid, Option<Facts>) {
-        let left = self.left_ms.map(|left| Duration::from_millis(left.try_into().unwrap_or(0)));
+        let left = self.left.map(|left| Duration::try_from_secs_f64(left).unwrap_or_default());
         if left.is_some_and(|left| left.is_zero()) {
             return (self.stream, None);
         }

@@ -1,0 +1,129 @@
+//! What nodes know of each other: deploys, crashes, and Postgres going away.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Tab, person, person_token, read, until_read};
+use crate::support::{Client, Process, connect, database, number, server, sql};
+
+#[tokio::test]
+async fn two_nodes_agree() {
+    let url = database().await;
+    let nodes = [server(&url, &["--presence-grace=200ms"]).await, server(&url, &["--presence-grace=200ms"]).await];
+    let (ana, ben) = (person(&nodes[0], "ana"), person(&nodes[1], "ben"));
+    let mut here = Tab::open(&ana, "company").await;
+    let mut there = Tab::open(&ben, "company").await;
+    here.until("company ben online").await;
+    there.report(&ben, json!({ "viewing": "/plan", "status": "idle" })).await;
+    here.until("company ben idle").await;
+    until_read(&ben, "company", &["ben", "ana"]).await;
+    assert_eq!(here.seen["company"]["ben"].1, json!("/plan"));
+    let second = Tab::open(&person(&nodes[0], "ben"), "company").await;
+    here.until("company ben online").await;
+    there.until("company ben online").await;
+    drop(there);
+    second.end(&ben).await;
+    here.until("company ben offline").await;
+    until_read(&ben, "company", &["ana"]).await;
+    for server in nodes {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_nodes_users_leave_when_its_lease_ends() {
+    let url = database().await;
+    let lease = ["--presence-lease=2s"];
+    let (server, mut doomed) = (server(&url, &lease).await, Process::start(&url, &lease).await);
+    let ana = person(&server, "ana");
+    let mut watch = Tab::open(&ana, "company").await;
+    let _tab = Tab::open(&Client::at(&doomed.address, &person_token("ben")), "company").await;
+    watch.until("company ben online").await;
+    doomed.child.kill().await.unwrap();
+    let killed = Instant::now();
+    watch.until("company ben offline").await;
+    // By the settings a lease and the time between two beats and two looks; the default ones make that 15 s.
+    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+    assert_eq!(read(&ana, "company").await, ["ana"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_that_stood_still_comes_back_with_its_users() {
+    let url = database().await;
+    let lease = ["--presence-lease=1s"];
+    let (server, frozen) = (server(&url, &lease).await, Process::start(&url, &lease).await);
+    let ana = person(&server, "ana");
+    let mut watch = Tab::open(&ana, "company").await;
+    let _tab = Tab::open(&Client::at(&frozen.address, &person_token("ben")), "company").await;
+    watch.until("company ben online").await;
+    let pid = nix::unistd::Pid::from_raw(frozen.child.id().unwrap().try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    watch.until("company ben offline").await;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).unwrap();
+    watch.until("company ben online").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_inside_the_grace_shows_nobody_leaving() {
+    let url = database().await;
+    let settings = ["--presence-grace=20s"];
+    let (old, other) = (server(&url, &settings).await, server(&url, &settings).await);
+    let mut watch = Tab::open(&person(&other, "ana"), "company").await;
+    let tab = Tab::open(&person(&old, "ben"), "company").await;
+    let gone = Tab::open(&person(&old, "cy"), "company").await;
+    watch.until("company cy online").await;
+    gone.end(&person(&old, "cy")).await;
+    watch.until("company cy offline").await;
+    let last_id = tab.stream.last_id().to_owned();
+    old.stop().await;
+    drop(tab);
+    other.stop().await;
+    // Nobody runs at all for a moment.
+    let new = server(&url, &settings).await;
+    assert_eq!(read(&person(&new, "cy"), "company").await, ["ana", "ben"]);
+    let mut tab = Tab::resume(&person(&new, "ben"), "company", &last_id).await;
+    assert_eq!(tab.listen(Duration::from_secs(2)).await, [""; 0]);
+    new.stop().await;
+}
+
+#[tokio::test]
+async fn a_grace_runs_on_over_a_restart() {
+    let url = database().await;
+    let settings = ["--presence-grace=2s", "--presence-lease=1s"];
+    let old = server(&url, &settings).await;
+    let tab = Tab::open(&person(&old, "ben"), "company").await;
+    drop(tab);
+    old.stop().await;
+    let new = server(&url, &settings).await;
+    let mut watch = Tab::open(&person(&new, "ana"), "company").await;
+    assert_eq!(watch.seen["company"].len(), 2);
+    watch.until("company ben offline").await;
+    assert_eq!(watch.told, ["company ben offline"]);
+    new.stop().await;
+}
+
+#[tokio::test]
+async fn tables_that_a_crash_has_emptied_are_written_again_and_nobody_flaps() {
+    let url = database().await;
+    let settings = ["--presence-lease=4s"];
+    let nodes = [server(&url, &settings).await, server(&url, &settings).await];
+    let mut watch = Tab::open(&person(&nodes[0], "ana"), "company").await;
+    let _tab = Tab::open(&person(&nodes[1], "ben"), "company").await;
+    watch.until("company ben online").await;
+    watch.told.clear();
+    let mut conn = connect(&url).await;
+    sql(&mut conn, "truncate crewcast.nodes, crewcast.presence").await;
+    while number(&mut conn, "select count(*) from crewcast.presence").await < 2 {}
+    assert_eq!(watch.listen(Duration::from_secs(6)).await, [""; 0]);
+    // A node that begins now learns of both.
+    let new = server(&url, &settings).await;
+    assert_eq!(read(&person(&new, "cy"), "company").await, ["ana", "ben"]);
+    new.stop().await;
+    for server in nodes {
+        server.stop().await;
+    }
+}

@@ -1,0 +1,56 @@
+//! Who types.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Tab, person};
+use crate::support::{Client, database, server};
+
+async fn types(client: &Client, tab: &Tab, room: &str, typing: bool) -> (StatusCode, Value) {
+    let body = json!({ "room": room, "field": "name", "typing": typing });
+    client.send(Method::PUT, &format!("/v1/streams/{}/typing", tab.id), body).await
+}
+
+#[tokio::test]
+async fn typing_is_seen_by_the_others_on_every_node_and_ends_by_itself() {
+    let url = database().await;
+    let nodes = [server(&url, &["--typing-ttl=1s"]).await, server(&url, &["--typing-ttl=1s"]).await];
+    let (ben, cy) = (person(&nodes[0], "ben"), person(&nodes[0], "cy"));
+    let room = format!("project:{}", Client::admin(&nodes[0]).project("north").await);
+    let tab = Tab::open(&ben, &room).await;
+    let mut watches = Vec::new();
+    for node in &nodes {
+        watches.push(Tab::open(&person(node, "ana"), &room).await);
+    }
+    super::until_read(&person(&nodes[1], "ana"), &room, &["ana", "ben"]).await;
+    for _ in 0..2 {
+        assert_eq!(types(&ben, &tab, &room, true).await.0, StatusCode::NO_CONTENT);
+        for watch in &mut watches {
+            watch.until("typing:start ben name").await;
+            watch.until("typing:stop ben name").await;
+        }
+    }
+    types(&ben, &tab, &room, true).await;
+    types(&ben, &tab, &room, false).await;
+    watches[1].until("typing:stop ben name").await;
+    types(&ben, &tab, &room, true).await;
+    watches[1].until("typing:start ben name").await;
+    drop(tab);
+    watches[0].until("typing:stop ben name").await;
+    assert_eq!(types(&cy, &watches[0], &room, true).await.0, StatusCode::NOT_FOUND, "not cy's stream");
+    for server in nodes {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn one_types_in_projects_that_the_stream_is_in() {
+    let server = server(&database().await, &[]).await;
+    let ben = person(&server, "ben");
+    let tab = Tab::open(&ben, "company").await;
+    let elsewhere = format!("project:{}", Client::admin(&server).project("north").await);
+    for room in ["company", &elsewhere] {
+        assert_eq!(types(&ben, &tab, room, true).await.0, StatusCode::FORBIDDEN);
+    }
+    server.stop().await;
+}
