@@ -6,12 +6,12 @@ use std::{
     path::Path,
 };
 
-use crewcast::{error::Code, http::openapi};
+use crewcast::{auth::Role, error::Code, http::openapi};
 use reqwest::{Method, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Client, Stream, database, server},
+    support::{Client, Stream, database, server, token},
     tidy::sources,
 };
 
@@ -286,7 +286,7 @@ async fn cause_everything(ana: &Client, project: &str) {
 async fn check_until(last: &str, stream: &mut Stream, document: &Document, seen: &mut BTreeMap<String, usize>) {
     let sent = document.0.pointer("/paths/~1events/get/responses/200/content/text~1event-stream/schema").unwrap();
     loop {
-        let frame = stream.next_or_beat().await.expect("the stream goes on");
+        let frame = stream.next_of_all().await.expect("the stream goes on");
         let data: Value = serde_json::from_str(&frame.data).unwrap();
         let value = json!({ "id": frame.id, "event": frame.event, "data": data });
         let errors = document.errors(sent, &value);
@@ -298,9 +298,36 @@ async fn check_until(last: &str, stream: &mut Stream, document: &Document, seen:
     }
 }
 
+/// Ana's stream is asked into the room of a project, where bea types; a third user makes a crowd of the company.
+async fn meet(server: &crewcast::app::Server, document: &Document, seen: &mut BTreeMap<String, usize>) {
+    let [ana, bea, cleo] = ["ana", "bea", "cleo"].map(|sub| Client::new(server, &token(sub, &[Role::Admin])));
+    let room = format!("project:{}", ana.project("north").await);
+    let (mut watching, mut typing) = (ana.stream("", "").await, bea.stream(&format!("rooms={room}"), "").await);
+    let id = async |stream: &mut Stream| stream.expect("stream:open").await.1["streamId"].as_str().unwrap().to_owned();
+    let (watcher, typist) = (id(&mut watching).await, id(&mut typing).await);
+    let ask = async |client: &Client, method: Method, path: String, body: Value| {
+        let (status, answer) = client.send(method, &format!("/v1/streams/{path}"), body).await;
+        assert!(status.is_success(), "{path} {status} {answer}");
+    };
+    ask(&ana, Method::POST, format!("{watcher}/rooms"), json!({ "join": [room] })).await;
+    check_until("stream:rooms", &mut watching, document, seen).await;
+    check_until("presence:snapshot", &mut watching, document, seen).await;
+    let editing = json!({ "viewing": room, "editing": { "room": room, "field": "name" } });
+    ask(&bea, Method::PUT, format!("{typist}/presence"), editing).await;
+    check_until("presence:change", &mut watching, document, seen).await;
+    for (is_typing, kind) in [(true, "typing:start"), (false, "typing:stop")] {
+        let body = json!({ "room": room, "field": "name", "typing": is_typing });
+        ask(&bea, Method::PUT, format!("{typist}/typing"), body).await;
+        check_until(kind, &mut watching, document, seen).await;
+    }
+    let _crowd = [bea.stream("", "").await, cleo.stream("", "").await];
+    check_until("presence:count", &mut watching, document, seen).await;
+}
+
 #[tokio::test]
 async fn a_stream_carries_every_frame_of_the_document_as_it_says() {
-    let server = server(&database().await, &["--heartbeat=50ms", "--expiring-ahead=2h"]).await;
+    let settings = ["--heartbeat=50ms", "--expiring-ahead=2h", "--presence-users-max=2"];
+    let server = server(&database().await, &settings).await;
     let (ana, document, mut seen) = (Client::admin(&server), Document::made(), BTreeMap::new());
     let (cursor, _) = ana.read("/v1/divisions").await;
     let project = ana.project("north").await;
@@ -311,6 +338,7 @@ async fn a_stream_carries_every_frame_of_the_document_as_it_says() {
     check_until("heartbeat", &mut stream, &document, &mut seen).await;
     let mut lost = ana.stream("rooms=company", "nonsense").await;
     check_until("stream:expiring", &mut lost, &document, &mut seen).await;
+    meet(&server, &document, &mut seen).await;
     let stopping = server.stop();
     let (_, ()) = tokio::join!(stopping, check_until("stream:closing", &mut stream, &document, &mut seen));
     assert_eq!(document.kinds().filter(|kind| !seen.contains_key(*kind)).collect::<Vec<_>>(), [""; 0]);
