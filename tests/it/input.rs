@@ -110,6 +110,8 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
         ("PUT", format!("/v1/employees/{employee}/capacity")),
         ("POST", "/v1/assignments".to_owned()),
         ("PATCH", format!("/v1/assignments/{assignment}")),
+        ("PUT", format!("/v1/streams/{id}/presence")),
+        ("PUT", format!("/v1/streams/{id}/typing")),
     ]
 }
 

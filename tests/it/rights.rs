@@ -86,6 +86,7 @@ fn table() -> Vec<Row> {
     let make = json!({ "name": "New", "division": "north" });
     let employee = json!({ "name": "New", "division": "north", "weeklyHours": 40 });
     let assignment = json!({ "employeeId": "{g}", "projectId": "{p}", "week": "2020-W53", "hours": 8 });
+    let typing = json!({ "room": "project:{p}", "field": "name", "typing": true });
     let hook = json!({ "type": "alert", "timestamp": "2026-11-24T09:00:00Z", "data": alert("company") });
     let kept_by_managers = [404, 404, 404, 404, 200, 200, 200, 401];
     vec![
@@ -142,6 +143,10 @@ fn table() -> Vec<Row> {
         ("GET", "/v1/me/preferences", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
         ("PUT", "/v1/me/preferences", json!({}), [200, 200, 200, 200, 200, 200, 403, 401]),
         ("GET", "/v1/capacity", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("GET", "/v1/presence?room=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
+        ("GET", "/v1/presence?room=division:north", Value::Null, [403, 403, 200, 403, 200, 200, 200, 401]),
+        ("PUT", "/v1/streams/{p}/presence", json!({}), [404, 404, 404, 404, 404, 404, 403, 401]),
+        ("PUT", "/v1/streams/{p}/typing", typing, [404, 404, 404, 404, 404, 404, 403, 401]),
         ("POST", "/v1/stream-tickets", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
         ("POST", "/v1/session", Value::Null, [201, 201, 201, 201, 201, 201, 201, 401]),
         ("DELETE", "/v1/session", Value::Null, [204; 8]),

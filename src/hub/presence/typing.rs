@@ -130,6 +130,13 @@ impl Typing {
         left.filter_map(|place| self.end(stream, place)).collect()
     }
 
+    /// Who types in a room, for a stream that comes to it.
+    pub(super) fn in_room(&self, room: &str, stream: Uuid) -> Vec<Told> {
+        let here = self.places.iter().filter(|(place, _)| *place.room == *room);
+        here.map(|(place, (name, _))| Told { place: place.clone(), name: name.clone(), is_typing: true, stream })
+            .collect()
+    }
+
     /// What ends by time.
     pub(super) fn passed(&mut self, now: Instant) -> Vec<Told> {
         let mut told = Vec::new();

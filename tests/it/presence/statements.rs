@@ -66,6 +66,7 @@ async fn a_few_of_many_streams_are_found_by_index() {
         (NODES, "bigint", "7".to_owned()),
         (SWEEP, "float8, bigint", "100000, 10".to_owned()),
     ];
+    sql(&mut conn, "insert into crewcast.nodes values (10, 'x', 1, 1, false)").await;
     for (nth, (statement, types, values)) in statements.iter().enumerate() {
         sql(&mut conn, &format!("prepare s{nth} ({types}) as {statement}")).await;
         sql(&mut conn, &format!("explain analyze execute s{nth} ({values})")).await;
@@ -73,6 +74,7 @@ async fn a_few_of_many_streams_are_found_by_index() {
     sql(&mut conn, "delete from crewcast.nodes").await;
     sql(&mut conn, "delete from crewcast.presence").await;
     insert(&mut conn, 50).await;
+    sql(&mut conn, "insert into crewcast.nodes values (100000, 'x', 1, 1, false)").await;
     for analyzed in [false, true] {
         if analyzed {
             sql(&mut conn, "analyze crewcast.nodes, crewcast.presence").await;
@@ -87,7 +89,7 @@ async fn a_few_of_many_streams_are_found_by_index() {
             let blocks = blocks[0] + blocks[1];
             println!("{blocks} blocks, {} ms", plan[0]["Execution Time"]);
             // Of the nodes, which are few, all are read.
-            let is_whole = root.to_string().contains("Seq Scan") && *statement != NODES;
+            let is_whole = root.to_string().contains("Seq Scan") && ![NODES, SWEEP].contains(statement);
             assert!(blocks < 200 && !is_whole, "{blocks} {statement}\n{root:#}");
         }
     }
@@ -99,7 +101,7 @@ async fn a_dead_node_is_swept_with_all_that_it_wrote() {
     let mut conn = connect(&url).await;
     insert(&mut conn, 4).await;
     let sweep = sqlx::query(SWEEP).bind(300_f64).bind(5000_i64);
-    assert_eq!(sweep.execute(&mut conn).await.unwrap().rows_affected(), 2000);
+    assert_eq!(sweep.execute(&mut conn).await.unwrap().rows_affected(), 2);
     assert_eq!(number(&mut conn, "select count(*) from crewcast.nodes").await, 2);
     assert_eq!(number(&mut conn, "select count(distinct node) from crewcast.presence").await, 2);
 }
