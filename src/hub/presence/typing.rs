@@ -67,13 +67,15 @@ impl Place {
     }
 }
 
+/// What a user is called who types somewhere, and the streams that do, each with when that ends.
+type Typists = (Option<Box<str>>, Vec<(Uuid, Instant)>);
+
 /// Everybody who types.
 #[derive(Debug)]
 pub(super) struct Typing {
     /// How long it lasts when it is not said again.
     ttl: Duration,
-    /// The streams that do, each with when that ends, and what their user is called.
-    places: HashMap<Arc<Place>, (Option<Box<str>>, Vec<(Uuid, Instant)>)>,
+    places: HashMap<Arc<Place>, Typists>,
     streams: HashMap<Uuid, Vec<Arc<Place>>>,
     ends: BTreeSet<(Instant, Uuid, Arc<Place>)>,
 }
