@@ -87,12 +87,12 @@ fn table() -> Vec<Row> {
     let make = json!({ "name": "New", "division": "north" });
     let employee = json!({ "name": "New", "division": "north", "weeklyHours": 40 });
     let assignment = json!({ "employeeId": "{g}", "projectId": "{p}", "week": "2020-W53", "hours": 8 });
+    let typing = json!({ "room": "project:{p}", "field": "name", "typing": true });
     let hook = json!({ "type": "alert", "timestamp": "2026-11-24T09:00:00Z", "data": alert("company") });
     // Of open streams the table knows none: what their owners may do with them is in live/ and presence/.
     let (nobodys, nobodys_but_a_persons) =
         ([404, 404, 404, 404, 404, 404, 404, 401], [404, 404, 404, 404, 404, 404, 403, 401]);
-    let (of_ana, typing) =
-        (token("ana", &[Role::Admin]), json!({ "room": "project:{p}", "field": "name", "typing": true }));
+    let of_ana = token("ana", &[Role::Admin]);
     let kept_by_managers = [404, 404, 404, 404, 200, 200, 200, 401];
     vec![
         ("GET", "/v1/accounts", Value::Null, kept_by_managers),
