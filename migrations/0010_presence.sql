@@ -13,11 +13,11 @@ create unlogged table crewcast.nodes (
     -- For the sweep alone: that a node is dead is seen by its beat.
     beat_at timestamptz not null default now()
 );
-create index nodes_by_beat on crewcast.nodes (beat_at);
 
 create unlogged table crewcast.presence (
     stream        uuid   primary key,
-    node          bigint not null,
+    -- What a dead node wrote is swept with it: one that was only away finds that, and writes everything again.
+    node          bigint not null references crewcast.nodes (key) on delete cascade,
     -- The batch in which the row was written last.
     batch         bigint not null,
     sub           text   not null,

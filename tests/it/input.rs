@@ -88,6 +88,8 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
     ana.send(Method::PUT, "/v1/accounts/main", json!({ "name": "Main" })).await;
     let body = json!({ "accountId": "main", "below": 5, "severity": "info", "audience": ["company"] });
     let rule = ana.make("/v1/alert-rules", body).await;
+    // A body is judged before it is asked where the stream is.
+    let stream = uuid::Uuid::now_v7();
     vec![
         ("PUT", "/v1/accounts/main".to_owned()),
         ("PUT", "/v1/accounts/main/balance".to_owned()),
@@ -110,11 +112,16 @@ async fn routes(ana: &Client) -> Vec<(&'static str, String)> {
         ("PUT", format!("/v1/employees/{employee}/capacity")),
         ("POST", "/v1/assignments".to_owned()),
         ("PATCH", format!("/v1/assignments/{assignment}")),
+        ("POST", format!("/v1/streams/{stream}/rooms")),
+        ("PUT", format!("/v1/streams/{stream}/token")),
+        ("PUT", format!("/v1/streams/{stream}/presence")),
+        ("PUT", format!("/v1/streams/{stream}/typing")),
     ]
 }
 
 /// Routes that take no body, whatever their method.
-const BODILESS: [&str; 4] = ["/v1/alerts/{id}/ack", "/v1/alerts/ack-all", "/v1/session", "/v1/stream-tickets"];
+const BODILESS: [&str; 5] =
+    ["/v1/admin/drain", "/v1/alerts/{id}/ack", "/v1/alerts/ack-all", "/v1/session", "/v1/stream-tickets"];
 
 #[tokio::test]
 async fn every_route_that_takes_a_body_gets_bad_ones() {

@@ -6,12 +6,12 @@ use std::{
     path::Path,
 };
 
-use crewcast::{error::Code, http::openapi};
+use crewcast::{auth::Role, error::Code, http::openapi};
 use reqwest::{Method, StatusCode, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Client, Stream, database, server},
+    support::{Client, PATIENCE, Stream, database, server, token},
     tidy::sources,
 };
 
@@ -231,7 +231,8 @@ fn every_event_that_the_domain_appends_is_a_frame_and_the_other_way_round() {
         .flat_map(|text| [quoted_after(text, "NewEvent::new("), quoted_after(text, "NewEvent::unversioned(")].concat())
         .collect();
     let document = Document::made();
-    let logged = document.kinds().filter(|kind| !kind.starts_with("stream:") && *kind != "heartbeat");
+    let kept_nowhere = ["stream:", "presence:", "typing:", "heartbeat"];
+    let logged = document.kinds().filter(|kind| !kept_nowhere.iter().any(|prefix| kind.starts_with(prefix)));
     assert_eq!(appended, logged.collect());
 }
 
@@ -285,8 +286,11 @@ async fn cause_everything(ana: &Client, project: &str) {
 /// Checks the frames that come until one of this type does, and counts them by type.
 async fn check_until(last: &str, stream: &mut Stream, document: &Document, seen: &mut BTreeMap<String, usize>) {
     let sent = document.0.pointer("/paths/~1events/get/responses/200/content/text~1event-stream/schema").unwrap();
+    // Its heartbeats keep a stream from ever being silent.
+    let begun = std::time::Instant::now();
     loop {
-        let frame = stream.next_or_beat().await.expect("the stream goes on");
+        assert!(begun.elapsed() < PATIENCE, "no {last}, but {seen:?}");
+        let frame = stream.next_of_all().await.expect("the stream goes on");
         let data: Value = serde_json::from_str(&frame.data).unwrap();
         let value = json!({ "id": frame.id, "event": frame.event, "data": data });
         let errors = document.errors(sent, &value);
@@ -298,9 +302,27 @@ async fn check_until(last: &str, stream: &mut Stream, document: &Document, seen:
     }
 }
 
+/// Tells a stream of ana's what she does on it, and on another one in the same room.
+async fn cause_whispers(room: &str, ana: &Client, stream: &str) {
+    let tell = async |what: &str, body: Value| {
+        let (status, answer) = ana.send(Method::PUT, &format!("/v1/streams/{stream}/{what}"), body).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{answer}");
+    };
+    tell("presence", json!({ "viewing": "/plan", "editing": { "room": room, "field": "name" } })).await;
+    let mut other = ana.stream(&format!("rooms={room}"), "").await;
+    let other = other.expect("stream:open").await.1["streamId"].as_str().unwrap().to_owned();
+    let body = json!({ "room": room, "field": "name", "typing": true });
+    let (status, _) = ana.send(Method::PUT, &format!("/v1/streams/{other}/typing"), body).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (status, _) =
+        ana.send(Method::POST, &format!("/v1/streams/{stream}/rooms"), json!({ "join": ["topic:x"] })).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_stream_carries_every_frame_of_the_document_as_it_says() {
-    let server = server(&database().await, &["--heartbeat=50ms", "--expiring-ahead=2h"]).await;
+    let settings = ["--heartbeat=50ms", "--expiring-ahead=2h", "--presence-users-max=1", "--typing-ttl=50ms"];
+    let server = server(&database().await, &settings).await;
     let (ana, document, mut seen) = (Client::admin(&server), Document::made(), BTreeMap::new());
     let (cursor, _) = ana.read("/v1/divisions").await;
     let project = ana.project("north").await;
@@ -309,6 +331,17 @@ async fn a_stream_carries_every_frame_of_the_document_as_it_says() {
     let mut stream = ana.stream(&rooms, &cursor).await;
     check_until("project:deleted", &mut stream, &document, &mut seen).await;
     check_until("heartbeat", &mut stream, &document, &mut seen).await;
+    let second = ana.project("north").await;
+    let room = format!("project:{second}");
+    let mut stream = ana.stream(&format!("rooms={room}"), "").await;
+    let (_, open) = stream.expect("stream:open").await;
+    cause_whispers(&room, &ana, open["streamId"].as_str().unwrap()).await;
+    for last in ["presence:snapshot", "presence:change", "typing:start", "typing:stop"] {
+        check_until(last, &mut stream, &document, &mut seen).await;
+    }
+    let eva = Client::new(&server, &token("eva", &[Role::Manager]));
+    let _there = eva.stream(&format!("rooms={room}"), "").await;
+    check_until("presence:count", &mut stream, &document, &mut seen).await;
     let mut lost = ana.stream("rooms=company", "nonsense").await;
     check_until("stream:expiring", &mut lost, &document, &mut seen).await;
     let stopping = server.stop();

@@ -193,7 +193,7 @@ async fn behind_nginx_each_event_comes_at_once() {
     }
     let ana = token("ana", &[crewcast::auth::Role::Admin]);
     let client = reqwest::Client::builder().unix_socket(nginx.socket()).build().unwrap();
-    let request = client.get("http://nginx/events").bearer_auth(&ana).header("accept-encoding", "gzip");
+    let request = client.get("http://nginx/events?types=test").bearer_auth(&ana).header("accept-encoding", "gzip");
     let mut response = tokio::time::timeout(PATIENCE, request.send()).await.unwrap().unwrap();
     assert_eq!((response.status().as_u16(), response.headers().get("content-encoding")), (200, None));
     let mut parser = crewcast::sse::Parser::default();

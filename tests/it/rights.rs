@@ -36,7 +36,7 @@ fn callers(server: &crewcast::app::Server) -> Vec<Client> {
 /// What the paths of the table stand for. `{p}` is a project of north with its viewer and editor and `{d}` one that was
 /// deleted; `{f}` and `{a}` are a phase of `{p}` and an assignment to it, `{s}` is the event that told of the phase.
 /// `{e}` is an employee with that assignment, long past, and `{g}` is one without any, for whom the table makes one.
-/// `{c}` is ana's comment on `{p}`, `{r}` is a rule about the account `main`, and `{l}` an alert to those who may join the room of `{p}`.
+/// `{n}` is no stream. `{c}` is ana's comment on `{p}`, `{r}` is a rule about the account `main`, and `{l}` an alert to those who may join the room of `{p}`.
 struct Things(Vec<(&'static str, String)>);
 
 impl Things {
@@ -61,8 +61,9 @@ impl Things {
         ana.send(Method::PUT, "/v1/accounts/main", json!({ "name": "Main" })).await;
         let rule = ana.make("/v1/alert-rules", rule()).await;
         let alert = ana.make("/v1/alerts", alert(&format!("project:{project}"))).await;
-        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}", "{r}", "{l}", "{c}"];
-        let things = [project, deleted, phase, assignment, seq, employee, free, rule, alert, comment];
+        let nobodys = uuid::Uuid::now_v7().to_string();
+        let names = ["{p}", "{d}", "{f}", "{a}", "{s}", "{e}", "{g}", "{r}", "{l}", "{c}", "{n}"];
+        let things = [project, deleted, phase, assignment, seq, employee, free, rule, alert, comment, nobodys];
         Self(names.into_iter().zip(things).collect())
     }
 
@@ -86,7 +87,12 @@ fn table() -> Vec<Row> {
     let make = json!({ "name": "New", "division": "north" });
     let employee = json!({ "name": "New", "division": "north", "weeklyHours": 40 });
     let assignment = json!({ "employeeId": "{g}", "projectId": "{p}", "week": "2020-W53", "hours": 8 });
+    let typing = json!({ "room": "project:{p}", "field": "name", "typing": true });
     let hook = json!({ "type": "alert", "timestamp": "2026-11-24T09:00:00Z", "data": alert("company") });
+    // Of open streams the table knows none: what their owners may do with them is in live/ and presence/.
+    let (nobodys, nobodys_but_a_persons) =
+        ([404, 404, 404, 404, 404, 404, 404, 401], [404, 404, 404, 404, 404, 404, 403, 401]);
+    let of_ana = token("ana", &[Role::Admin]);
     let kept_by_managers = [404, 404, 404, 404, 200, 200, 200, 401];
     vec![
         ("GET", "/v1/accounts", Value::Null, kept_by_managers),
@@ -103,6 +109,17 @@ fn table() -> Vec<Row> {
         ("POST", "/v1/alerts/{l}/ack", Value::Null, [200, 200, 200, 404, 200, 200, 403, 401]),
         ("POST", "/v1/alerts/ack-all", Value::Null, [200, 200, 200, 200, 200, 200, 403, 401]),
         ("POST", "/hooks/alerts", hook, [403, 403, 403, 403, 403, 201, 201, 401]),
+        ("POST", "/v1/streams/{n}/rooms", json!({ "join": ["company"] }), nobodys),
+        ("PUT", "/v1/streams/{n}/token", json!({ "token": of_ana }), [403, 403, 403, 403, 403, 404, 403, 401]),
+        ("PUT", "/v1/streams/{n}/presence", json!({ "status": "idle" }), nobodys_but_a_persons),
+        ("PUT", "/v1/streams/{n}/typing", typing, nobodys_but_a_persons),
+        ("DELETE", "/v1/streams/{n}", Value::Null, nobodys),
+        ("GET", "/v1/presence?room=company", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
+        ("GET", "/v1/presence?room=project:{p}", Value::Null, [200, 200, 200, 403, 200, 200, 200, 401]),
+        ("GET", "/v1/presence?room=division:south", Value::Null, [403, 403, 403, 403, 200, 200, 200, 401]),
+        ("GET", "/v1/admin/streams", Value::Null, [403, 403, 403, 403, 403, 200, 403, 401]),
+        ("DELETE", "/v1/admin/streams/{n}", Value::Null, [403, 403, 403, 403, 403, 404, 403, 401]),
+        ("POST", "/v1/admin/drain", Value::Null, [403, 403, 403, 403, 403, 202, 403, 401]),
         ("GET", "/v1/divisions", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),
         ("PUT", "/v1/divisions/north", name.clone(), [403, 403, 403, 403, 200, 200, 200, 401]),
         ("GET", "/v1/projects", Value::Null, [200, 200, 200, 200, 200, 200, 200, 401]),

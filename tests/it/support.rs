@@ -280,12 +280,16 @@ pub struct Stream {
 impl Stream {
     /// The next frame that is neither a heartbeat nor about who is there; none at the end of the stream.
     pub async fn next(&mut self) -> Option<Frame> {
-        loop {
-            let frame = self.next_or_beat().await?;
-            if frame.event != "heartbeat" {
-                return Some(frame);
+        let next = async {
+            loop {
+                let frame = self.next_or_beat().await?;
+                if frame.event != "heartbeat" {
+                    return Some(frame);
+                }
             }
-        }
+        };
+        // A stream that does nothing else beats for ever.
+        tokio::time::timeout(PATIENCE, next).await.expect("a stream that only beats")
     }
 
     /// The next frame that is not about who is there; none at the end of the stream.

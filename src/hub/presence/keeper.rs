@@ -21,8 +21,9 @@ use crate::{
 /// The longest time between two looks at what the other nodes wrote.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// So long what happens is gathered before it is written, so that a trickle of streams is no storm of statements.
-const GATHER: Duration = Duration::from_millis(25);
+/// So long what happens is gathered before it is written: ten times a second at most, however fast streams come. Only the
+/// other nodes wait for it.
+const GATHER: Duration = Duration::from_millis(100);
 
 /// Postgres not answering for so long is away. Nobody waits for the keeper but the end of the process.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -318,11 +318,13 @@ impl Presence {
         told.iter().filter_map(Whisper::of_typing).for_each(&self.deliver);
     }
 
-    /// Tells a stream who is in these rooms.
+    /// Tells a stream who is in these rooms, and who types there.
     fn show(&self, state: &mut State, stream: Uuid, rooms: &[&str], now: Instant) {
         for room in rooms {
             let snapshot = state.view.snapshot(room, now);
             (self.deliver)(Whisper::of_snapshot(&snapshot, Ear::Only(stream)));
+            let typists = state.typing.in_room(room, stream);
+            typists.iter().filter_map(|told| Whisper::of_typist(told, Ear::Only(stream))).for_each(&self.deliver);
         }
     }
 

@@ -65,16 +65,11 @@ pub const ROWS: &str = "
            extract(epoch from ends_at - now())::float8 as left
     from crewcast.presence where node = $1 and batch > $2";
 
-/// Deletes dead nodes with all that they wrote, together: one that was only away finds that its row is gone, and writes
-/// everything again.
+/// Deletes dead nodes, and by that all that they wrote. There are few: they are all looked at.
 pub const SWEEP: &str = "
-    with dead as (
-        delete from crewcast.nodes
-        where key = any(array(
-            select key from crewcast.nodes where beat_at < now() - make_interval(secs => $1)
-            order by beat_at limit least($2, 10) for update skip locked))
-        returning key)
-    delete from crewcast.presence where node = any(array(select key from dead))";
+    delete from crewcast.nodes
+    where key = any(array(select key from crewcast.nodes where beat_at < now() - make_interval(secs => $1)
+                          limit $2 for update skip locked))";
 
 /// What is swept now and then.
 pub fn sweep(lease: Duration) -> Sweep {

@@ -67,13 +67,15 @@ impl Place {
     }
 }
 
+/// What a user is called who types somewhere, and the streams that do, each with when that ends.
+type Typists = (Option<Box<str>>, Vec<(Uuid, Instant)>);
+
 /// Everybody who types.
 #[derive(Debug)]
 pub(super) struct Typing {
     /// How long it lasts when it is not said again.
     ttl: Duration,
-    /// The streams that do, each with when that ends, and what their user is called.
-    places: HashMap<Arc<Place>, (Option<Box<str>>, Vec<(Uuid, Instant)>)>,
+    places: HashMap<Arc<Place>, Typists>,
     streams: HashMap<Uuid, Vec<Arc<Place>>>,
     ends: BTreeSet<(Instant, Uuid, Arc<Place>)>,
 }
@@ -128,6 +130,13 @@ impl Typing {
         let places = self.streams.get(&stream).cloned().unwrap_or_default();
         let left = places.iter().filter(|place| !rooms.contains(&&*place.room));
         left.filter_map(|place| self.end(stream, place)).collect()
+    }
+
+    /// Who types in a room, for a stream that comes to it.
+    pub(super) fn in_room(&self, room: &str, stream: Uuid) -> Vec<Told> {
+        let here = self.places.iter().filter(|(place, _)| *place.room == *room);
+        here.map(|(place, (name, _))| Told { place: place.clone(), name: name.clone(), is_typing: true, stream })
+            .collect()
     }
 
     /// What ends by time.

@@ -69,13 +69,18 @@ impl Whisper {
         Self { room: snapshot.room.clone(), kind: "presence:snapshot", frame: snapshot.frame(), ear }
     }
 
-    /// What a project's room is told of a typist; their own stream knows. None where there is no project.
+    /// What a project's room is told of a typist; their own stream knows.
     pub(super) fn of_typing(told: &Told) -> Option<Self> {
+        Self::of_typist(told, Ear::AllBut(told.stream))
+    }
+
+    /// None where there is no project.
+    pub(super) fn of_typist(told: &Told, ear: Ear) -> Option<Self> {
         let place = &told.place;
         let (user_id, name, field) = (&*place.sub, told.name.as_deref(), &*place.field);
         let typist = Typist { user_id, name, project_id: place.project()?, field };
         let kind = if told.is_typing { "typing:start" } else { "typing:stop" };
-        Some(Self { room: place.room.clone(), kind, frame: frame(kind, &typist), ear: Ear::AllBut(told.stream) })
+        Some(Self { room: place.room.clone(), kind, frame: frame(kind, &typist), ear })
     }
 }
 

@@ -1,6 +1,7 @@
 //! What changes on a stream while it is open: its rooms, its token, its rights, its end. Whatever is asked for is asked on
 //! the node that holds the stream and on one that does not.
 
+mod bus;
 mod ends;
 mod revoked;
 mod rooms;

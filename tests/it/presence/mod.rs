@@ -61,7 +61,7 @@ impl Tab {
     /// Reads one frame about who is there or types.
     async fn hear(&mut self) -> String {
         loop {
-            let frame = self.stream.next_or_beat().await.expect("the stream goes on");
+            let frame = self.stream.next_of_all().await.expect("the stream goes on");
             let data: Value = serde_json::from_str(&frame.data).unwrap();
             let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
             let told = match frame.event.as_str() {

@@ -44,6 +44,18 @@ async fn typing_is_seen_by_the_others_on_every_node_and_ends_by_itself() {
 }
 
 #[tokio::test]
+async fn whoever_comes_is_told_who_types() {
+    let server = server(&database().await, &["--typing-ttl=10m"]).await;
+    let ben = person(&server, "ben");
+    let room = format!("project:{}", Client::admin(&server).project("north").await);
+    let tab = Tab::open(&ben, &room).await;
+    assert_eq!(types(&ben, &tab, &room, true).await.0, StatusCode::NO_CONTENT);
+    let mut watch = Tab::open(&person(&server, "ana"), &room).await;
+    assert_eq!(watch.hear().await, "typing:start ben name");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn one_types_in_projects_that_the_stream_is_in() {
     let server = server(&database().await, &[]).await;
     let ben = person(&server, "ben");

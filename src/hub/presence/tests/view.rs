@@ -281,3 +281,20 @@ fn ten_thousand_who_join_one_room_cost_little_each() {
     assert_eq!(told, 201, "each until the room was large, then one count");
     assert_eq!(snapshots.len(), 201, "one for each until then, then one for all");
 }
+
+#[test]
+fn a_user_with_one_stream_in_one_room_takes_little_memory() {
+    const USERS: usize = 200_000;
+    let before = crate::metrics::resident_bytes().unwrap();
+    let mut view = View::new(200);
+    let (node, now) = (NodeKey::random(), Instant::now());
+    for nth in 0..USERS {
+        let who = Who::new(&format!("user{nth}"), Some("Somebody Else"), None);
+        view.opened(node.stream(), who, &["company"], false, now);
+    }
+    let each = (crate::metrics::resident_bytes().unwrap() - before) / USERS as u64;
+    println!("{each} bytes");
+    // Other tests run in this process at the same time.
+    assert!(each < 600, "{each}");
+    assert_eq!(view.len(), (USERS, 1));
+}
