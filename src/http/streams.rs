@@ -3,25 +3,37 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::{
+    extract::State,
+    http::{
+        HeaderMap, HeaderValue,
+        header::{CACHE_CONTROL, SET_COOKIE},
+    },
+    response::{IntoResponse, Response},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 use uuid::Uuid;
 
 use super::{
     command::{self, Command},
+    session,
     warden::caller,
 };
 use crate::{
     app::App,
     auth::{Caller, Verifier},
+    bus::Message,
     error::{Code, Error, Result},
     hub::{ClosingReason, NotJoined, Refusal, Refused, RoomsChanged, Wish},
     ids::Room,
     log::Position,
-    web::{Body, Done, PathArg, Plain},
+    web::{
+        Body, Done, PathArg, Plain,
+        openapi::{Responses, json as described},
+    },
 };
 
 /// Which rooms a stream is to be in.
@@ -166,7 +178,9 @@ pub(super) struct Renewed {
 /// Put another token on an open stream
 ///
 /// The stream ends when that token does, and is in those of its rooms that the token's user may be in: `stream:rooms`
-/// says which it lost. A ticket that the stream was opened with goes on with the token as well.
+/// says which it lost. The ticket or the session that it was opened with goes on with the token as well, and so do all
+/// streams of that session. Send the session's cookie along: the answer sets it again, for else the browser drops it when
+/// the token of before ends.
 #[utoipa::path(
     put,
     path = "/v1/streams/{id}/token",
@@ -179,8 +193,9 @@ pub(super) async fn renew_stream(
     State(verifier): State<Arc<Verifier>>,
     asking: Caller,
     PathArg(stream): PathArg<Uuid>,
+    headers: HeaderMap,
     Body(NewToken { token }): Body<NewToken>,
-) -> Result<Plain<Renewed>> {
+) -> Result<GoesOn> {
     let renewed = verifier.verify(&token).await.map_err(|error| not_a_token(&error))?;
     if renewed.sub != asking.sub {
         return Err(Error::forbidden("The token is of another `sub` than the stream."));
@@ -189,7 +204,31 @@ pub(super) async fn renew_stream(
         return Err(Error::invalid_body("/token", "has expired"));
     }
     let renewed = command::send(&app, stream, Some(asking.sub), Command::Renew(Box::new(renewed))).await?;
-    serde_json::from_value(renewed).map(Plain).map_err(Error::internal)
+    let (renewed, session): (Renewed, Option<Uuid>) = serde_json::from_value(renewed).map_err(Error::internal)?;
+    let cookie = match (session, session::only(&headers)) {
+        (Some(session), Some(cookie)) if app.sessions.is_of(&cookie, session).await? => {
+            Some(cookie.set(renewed.expires_at))
+        }
+        _ => None,
+    };
+    Ok(GoesOn(Plain(renewed), cookie))
+}
+
+/// A stream that goes on, and its session's cookie, which lasts as long from now on.
+pub(super) struct GoesOn(Plain<Renewed>, Option<HeaderValue>);
+
+impl IntoResponse for GoesOn {
+    fn into_response(self) -> Response {
+        let headers = self.1.map(|cookie| [(CACHE_CONTROL, session::NO_STORE), (SET_COOKIE, cookie)]);
+        (headers, self.0).into_response()
+    }
+}
+
+impl IntoResponses for GoesOn {
+    fn responses() -> Responses {
+        let goes_on = described::<Renewed>("The stream goes on.").header("Set-Cookie", session::set_cookie());
+        [("200".to_owned(), goes_on.build().into())].into()
+    }
 }
 
 /// The request's own credentials were fine: what is wrong is in the body.
@@ -200,11 +239,15 @@ fn not_a_token(error: &Error) -> Error {
     }
 }
 
-/// Has a stream of this node go on with other credentials, and its ticket with it.
+/// Has a stream of this node go on with other credentials, and its ticket or its session with it.
 pub(super) async fn do_renew(app: &App, stream: Uuid, renewed: Caller) -> Result<Value> {
     renew(app, stream, &renewed).await?;
     app.tickets.renew(stream, &renewed).await?;
-    Ok(json!(Renewed { expires_at: renewed.expires_at }))
+    let session = app.sessions.renew(stream, &renewed).await?;
+    if session.is_some() {
+        app.bus.tell(Message::Sessions);
+    }
+    Ok(json!((Renewed { expires_at: renewed.expires_at }, session)))
 }
 
 /// Has a stream of this node go on with other credentials. They are its own first and its rooms judged then: whoever loses

@@ -6,18 +6,19 @@ use std::{collections::HashMap, sync::Arc};
 use sqlx::{PgConnection, types::JsonValue};
 use uuid::Uuid;
 
-use super::{Caller, Digest};
+use super::{Caller, Digest, SessionId};
 use crate::{db::desk::Clerk, error::Result, metrics::Metrics};
 
 /// Reads sessions. `$1`: the digests of their cookies.
-pub const READ: &str =
-    "select digest, id, caller, ends_at > now() as is_good from crewcast.sessions where digest = any($1)";
+pub const READ: &str = "
+    select digest, id, sha256(convert_to(caller::text, 'UTF8')), caller, ends_at > now()
+    from crewcast.sessions where digest = any($1)";
 
 /// What became of a session.
 #[derive(Debug, Clone)]
 pub(super) enum Verdict {
     /// It stands for this caller.
-    Good(Uuid, Box<Caller>),
+    Good(SessionId, Box<Caller>),
     Expired,
     Unknown,
 }
@@ -35,8 +36,11 @@ impl Clerk for Judge {
     async fn answer(&mut self, conn: &mut PgConnection, digests: &[Digest]) -> Result<Vec<Verdict>> {
         self.metrics.session_statements.inc();
         let asked: Vec<&[u8]> = digests.iter().map(|digest| &digest.0[..]).collect();
-        let rows: Vec<(Vec<u8>, Uuid, JsonValue, bool)> = sqlx::query_as(READ).bind(asked).fetch_all(conn).await?;
-        let rows = rows.into_iter().map(|(digest, id, caller, is_good)| (digest, verdict(id, caller, is_good)));
+        let rows: Vec<Row> = sqlx::query_as(READ).bind(asked).fetch_all(conn).await?;
+        let rows = rows.into_iter().map(|(digest, id, claims, caller, is_good)| {
+            let verdict = if is_good { verdict(id, claims, caller) } else { Verdict::Expired };
+            (digest, verdict)
+        });
         let verdicts: HashMap<Vec<u8>, Verdict> = rows.collect();
         // Many requests may have come with one cookie.
         let verdict = |digest: &Digest| verdicts.get(&digest.0[..]).cloned().unwrap_or(Verdict::Unknown);
@@ -44,11 +48,12 @@ impl Clerk for Judge {
     }
 }
 
-fn verdict(id: Uuid, caller: JsonValue, is_good: bool) -> Verdict {
-    if !is_good {
-        return Verdict::Expired;
-    }
-    caller_of(caller).map_or(Verdict::Unknown, |caller| Verdict::Good(id, Box::new(caller)))
+/// A session: the digest of its cookie, its id, the digest of its claims, its claims, whether it is good.
+type Row = (Vec<u8>, Uuid, [u8; 32], JsonValue, bool);
+
+fn verdict(id: Uuid, claims: [u8; 32], caller: JsonValue) -> Verdict {
+    let session = SessionId { id, claims: Digest(claims) };
+    caller_of(caller).map_or(Verdict::Unknown, |caller| Verdict::Good(session, Box::new(caller)))
 }
 
 /// The stored claims.

@@ -1,8 +1,9 @@
 //! The streams of sessions: they end when their session does, on whatever node it was ended.
 //!
 //! A node asks Postgres now and then about the sessions that have streams here, in one statement: a session that is gone
-//! was signed out, and its streams end; one that was signed in to again gives its streams the new claims. While Postgres is
-//! out of reach nothing is known, and no stream ends. What is done to the streams is in `src/http/session/keep.rs`.
+//! was signed out, and its streams end; one that stands for other claims, since somebody signed in again or put a token on
+//! one of its streams, gives its streams those. While Postgres is out of reach nothing is known, and no stream ends. What is
+//! done to the streams is in `src/http/session/keep.rs`.
 
 use std::{
     collections::HashMap,
@@ -23,13 +24,14 @@ use crate::{
 /// The shortest time between two looks, however many ask for one: what comes meanwhile shares the next.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Which of these sessions are still there, with the digests of their cookies. `$1`: their ids.
-pub const LOOK: &str = "select id, digest from crewcast.sessions where id = any($1)";
+/// Which of these sessions are still there, with the digests of their claims. `$1`: their ids.
+pub const LOOK: &str = "select id, sha256(convert_to(caller::text, 'UTF8')) from crewcast.sessions where id = any($1)";
 
 /// Who these sessions stand for. `$1`: their ids.
-pub const RENEWED: &str = "select id, digest, caller from crewcast.sessions where id = any($1)";
+pub const RENEWED: &str =
+    "select id, sha256(convert_to(caller::text, 'UTF8')), caller from crewcast.sessions where id = any($1)";
 
-/// The streams of one session on this node, each with the cookie that its claims came by.
+/// The streams of one session on this node, each with the digest of its claims.
 type Streams = HashMap<Uuid, Digest>;
 
 /// The sessions that have streams on this node. Bounded by those.
@@ -53,22 +55,27 @@ impl Open {
         self.sessions().get(&session).into_iter().flat_map(HashMap::keys).copied().collect()
     }
 
-    /// Whether a stream of a session has claims of another cookie.
-    fn differs(&self, session: Uuid, digest: &[u8]) -> bool {
-        self.sessions().get(&session).into_iter().flatten().any(|(_, of)| of.0 != digest)
+    /// The session that a stream was opened with, if it was.
+    pub(super) fn session(&self, stream: Uuid) -> Option<Uuid> {
+        self.sessions().iter().find(|(_, streams)| streams.contains_key(&stream)).map(|(session, _)| *session)
     }
 
-    /// The streams of a session that have claims of another cookie.
-    fn others(&self, session: Uuid, digest: Digest) -> Vec<Uuid> {
+    /// Whether a stream of a session has other claims.
+    fn differs(&self, session: Uuid, claims: Digest) -> bool {
+        self.sessions().get(&session).into_iter().flatten().any(|(_, of)| *of != claims)
+    }
+
+    /// The streams of a session that have other claims.
+    fn others(&self, session: Uuid, claims: Digest) -> Vec<Uuid> {
         let sessions = self.sessions();
-        let others = sessions.get(&session).into_iter().flatten().filter(|(_, of)| **of != digest);
+        let others = sessions.get(&session).into_iter().flatten().filter(|(_, of)| **of != claims);
         others.map(|(stream, _)| *stream).collect()
     }
 
-    /// A stream has the claims of this cookie now.
-    fn renewed(&self, session: Uuid, stream: Uuid, digest: Digest) {
+    /// A stream has these claims now.
+    pub(super) fn renewed(&self, session: Uuid, stream: Uuid, claims: Digest) {
         if let Some(of) = self.sessions().get_mut(&session).and_then(|streams| streams.get_mut(&stream)) {
-            *of = digest;
+            *of = claims;
         }
     }
 
@@ -86,9 +93,9 @@ pub struct Held {
 }
 
 impl Held {
-    pub(super) fn new(open: Arc<Open>, SessionId { id: session, digest }: SessionId, stream: Uuid) -> Self {
+    pub(super) fn new(open: Arc<Open>, SessionId { id: session, claims }: SessionId, stream: Uuid) -> Self {
         let mut sessions = open.sessions();
-        sessions.entry(session).or_default().insert(stream, digest);
+        sessions.entry(session).or_default().insert(stream, claims);
         open.gauge.set(sessions.len().try_into().unwrap_or(i64::MAX));
         drop(sessions);
         Self { open, session, stream }
@@ -112,7 +119,7 @@ impl Drop for Held {
 pub enum Change {
     /// It is gone: the stream ends.
     Ended(Uuid),
-    /// Somebody signed in to it again: the stream goes on with these claims.
+    /// It stands for other claims: the stream goes on with these.
     Renewed(Renewal),
 }
 
@@ -124,7 +131,7 @@ pub struct Renewal {
     /// Who it stands for now.
     pub caller: Arc<Caller>,
     session: Uuid,
-    digest: Digest,
+    claims: Digest,
 }
 
 impl Sessions {
@@ -145,20 +152,20 @@ impl Sessions {
         if open.is_empty() {
             return Ok(Vec::new());
         }
-        let there: HashMap<Uuid, Vec<u8>> = self.ask::<(Uuid, Vec<u8>)>(LOOK, &open).await?.into_iter().collect();
+        let there: HashMap<Uuid, [u8; 32]> = self.ask::<(Uuid, [u8; 32])>(LOOK, &open).await?.into_iter().collect();
         let gone = open.iter().filter(|session| !there.contains_key(session));
         let mut changes: Vec<Change> =
             gone.flat_map(|session| self.open.streams(*session)).map(Change::Ended).collect();
-        let others = there.into_iter().filter(|(session, digest)| self.open.differs(*session, digest));
+        let others = there.into_iter().filter(|(session, claims)| self.open.differs(*session, Digest(*claims)));
         let others: Vec<Uuid> = others.map(|(session, _)| session).collect();
         if others.is_empty() {
             return Ok(changes);
         }
-        for (session, digest, caller) in self.ask::<(Uuid, Vec<u8>, JsonValue)>(RENEWED, &others).await? {
-            let (Ok(digest), Some(caller)) = (digest.try_into().map(Digest), caller_of(caller)) else { continue };
-            let caller = Arc::new(caller);
-            let renewed = self.open.others(session, digest).into_iter();
-            let renewed = renewed.map(|stream| Renewal { stream, caller: caller.clone(), session, digest });
+        for (session, claims, caller) in self.ask::<(Uuid, [u8; 32], JsonValue)>(RENEWED, &others).await? {
+            let Some(caller) = caller_of(caller).map(Arc::new) else { continue };
+            let claims = Digest(claims);
+            let renewed = self.open.others(session, claims).into_iter();
+            let renewed = renewed.map(|stream| Renewal { stream, caller: caller.clone(), session, claims });
             changes.extend(renewed.map(Change::Renewed));
         }
         Ok(changes)
@@ -180,6 +187,6 @@ impl Sessions {
 
     /// A stream has the claims of its session now.
     pub fn renewed(&self, renewal: &Renewal) {
-        self.open.renewed(renewal.session, renewal.stream, renewal.digest);
+        self.open.renewed(renewal.session, renewal.stream, renewal.claims);
     }
 }

@@ -13,6 +13,8 @@
 //! once, its streams stay and end with the new token. As somebody else, the old session is ended. Signing out deletes
 //! it. The streams of a session that is gone end within `session-check`, on every node; on the node that was asked, at once.
 //!
+//! A token that is put on one of its streams is the session's from then on: the cookie stays, and all its streams go on.
+//!
 //! One who signs in twice at once, with one cookie, has two sessions: the cookie that the browser took last is good, the
 //! other one's session ends with its token.
 
@@ -75,6 +77,11 @@ pub const BEGIN: &str = "
     )
     select id from renewed union all select id from made";
 
+/// Has a session stand for other claims; their digest. `$1`: its id, `$2`: the claims, `$3`: when those end.
+pub const REPLACE: &str = "
+    update crewcast.sessions set caller = $2, ends_at = $3 where id = $1
+    returning sha256(convert_to(caller::text, 'UTF8'))";
+
 /// Ends sessions. `$1`: the digests of their cookies.
 pub const END: &str = "delete from crewcast.sessions where digest = any($1)";
 
@@ -109,8 +116,8 @@ pub struct SessionSettings {
 pub struct SessionId {
     /// Stays for as long as the session lasts.
     id: Uuid,
-    /// Of the cookie. Once the session has another one, its claims may be others.
-    digest: Digest,
+    /// Of the claims that it stood for when it was asked: it may get others.
+    claims: Digest,
 }
 
 /// Where sessions are begun, judged and ended. Cheap to clone.
@@ -213,7 +220,7 @@ impl Sessions {
             return Err(self.refuse("malformed", &why));
         };
         match self.desk.ask(cookie.digest()).await? {
-            Verdict::Good(id, caller) => Ok((SessionId { id, digest: cookie.digest() }, *caller)),
+            Verdict::Good(session, caller) => Ok((session, *caller)),
             Verdict::Expired => {
                 let refusal = self.refuse("expired", "The session has expired; sign in again.");
                 Err(refusal.with_credentials(Credentials::Expired))
@@ -230,6 +237,32 @@ impl Sessions {
     fn refuse(&self, reason: &'static str, why: &str) -> Error {
         self.metrics.sessions_refused.count("reason", reason);
         Error::unauthorized(why)
+    }
+
+    /// A stream goes on with these claims, and so does the session that it was opened with, if it was; which one that is.
+    /// The session's other streams follow when they are looked at.
+    ///
+    /// # Errors
+    /// 503 when Postgres does not answer.
+    pub async fn renew(&self, stream: Uuid, caller: &Caller) -> Result<Option<Uuid>> {
+        let Some(session) = self.open.session(stream) else { return Ok(None) };
+        let mut conn = self.db.acquire().await?;
+        let replace = sqlx::query_scalar(REPLACE).bind(session).bind(Json(caller)).bind(caller.expires_at);
+        let claims: Option<[u8; 32]> = replace.fetch_optional(&mut *conn).await?;
+        // One that is gone was signed out of: its streams are about to end.
+        let Some(claims) = claims else { return Ok(None) };
+        self.open.renewed(session, stream, Digest(claims));
+        self.look_now();
+        Ok(Some(session))
+    }
+
+    /// Whether a cookie is that of a session which is good.
+    ///
+    /// # Errors
+    /// 503 when that cannot be judged now.
+    pub async fn is_of(&self, cookie: &Cookie, session: Uuid) -> Result<bool> {
+        let verdict = self.desk.ask(cookie.digest()).await?;
+        Ok(matches!(verdict, Verdict::Good(SessionId { id, .. }, _) if id == session))
     }
 
     /// Binds a stream to a session, for as long as what is returned lives.

@@ -92,7 +92,7 @@ pub(super) async fn sign_in(
 }
 
 /// The cookie that a request brings. Of several nobody knows which one is meant.
-fn only(headers: &HeaderMap) -> Option<Cookie> {
+pub(super) fn only(headers: &HeaderMap) -> Option<Cookie> {
     let mut all = Cookie::all(headers);
     all.next().filter(|_| all.next().is_none())?.ok()
 }
@@ -112,7 +112,7 @@ impl IntoResponses for SignedIn {
     }
 }
 
-const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+pub(super) const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// A browser without its session.
 pub(super) struct SignedOut;
@@ -146,7 +146,8 @@ impl IntoResponses for SignedOut {
     }
 }
 
-fn set_cookie() -> Header {
+/// How the document describes the cookie.
+pub(super) fn set_cookie() -> Header {
     let text = ObjectBuilder::new().schema_type(Type::String);
     let example = format!("{}=ccs_..; Max-Age=3600; Path=/; HttpOnly; Secure; SameSite=Strict", session::NAME);
     HeaderBuilder::new().schema(Some(text)).example(Some(example.into())).build()

@@ -10,6 +10,7 @@ mod curl;
 mod faults;
 mod numbers;
 mod page;
+mod renew;
 mod resume;
 mod side_by_side;
 mod site;

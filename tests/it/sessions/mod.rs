@@ -4,6 +4,7 @@ mod life;
 mod pages;
 mod statements;
 mod streams;
+mod tokens;
 
 use crewcast::{
     app::Server,

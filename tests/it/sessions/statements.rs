@@ -1,6 +1,6 @@
 //! The statements about sessions: few and fast.
 
-use crewcast::auth::session::{BEGIN, END, LOOK, READ, RENEWED, SWEEP};
+use crewcast::auth::session::{BEGIN, END, LOOK, READ, RENEWED, REPLACE, SWEEP};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -68,6 +68,8 @@ async fn a_few_of_many_sessions_are_found_by_index() {
         (READ, "bytea[]", digests.to_owned(), 3),
         (LOOK, "uuid[]", ids.to_owned(), 3),
         (RENEWED, "uuid[]", ids.to_owned(), 3),
+        (REPLACE, "uuid, jsonb, timestamptz", "md5('7')::uuid, '{}', now()".to_owned(), 1),
+        (REPLACE, "uuid, jsonb, timestamptz", "md5('unknown')::uuid, '{}', now()".to_owned(), 0),
         (END, "bytea[]", digests.to_owned(), 0),
         (SWEEP, "float8, bigint", "3600, 10".to_owned(), 0),
         (BEGIN, begin, format!("{new}, 'u7', '{{}}', now() + interval '1 hour', null, 100"), 1),
