@@ -59,6 +59,8 @@ pub(crate) struct Totals {
     /// Events that a stream had got before.
     pub(crate) doubled: u64,
     pub(crate) resets: u64,
+    /// Of presence: users that came, went, or did something else.
+    pub(crate) changes: u64,
     /// Connections that the server closed.
     pub(crate) ended: usize,
     /// Times a stream was told to come back later, and did so at once.
@@ -326,6 +328,7 @@ fn other(totals: &mut Totals, frame: &[u8]) {
     match field(frame, "event") {
         Some(b"stream:open") => totals.opens += 1,
         Some(b"stream:reset") => totals.resets += 1,
+        Some(b"presence:change") => totals.changes += 1,
         _ => {}
     }
 }

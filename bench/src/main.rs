@@ -12,6 +12,7 @@ mod machine;
 mod memory;
 mod paced;
 mod plain;
+mod presence;
 mod publish;
 mod quiet;
 mod server;
@@ -41,7 +42,7 @@ use crate::{
 type Figure = fn(&Bench) -> Result<Vec<Row>>;
 
 /// Every figure: its name, what it is, how it is measured.
-const FIGURES: [(&str, &str, Figure); 11] = [
+const FIGURES: [(&str, &str, Figure); 12] = [
     ("memory", "memory of an idle stream", memory::rss_per_stream),
     ("fanout", "deliveries a second to one room, as fast as it goes", fanout::saturated),
     ("load", "what the load itself can take", fanout::load_limit),
@@ -52,6 +53,7 @@ const FIGURES: [(&str, &str, Figure); 11] = [
     ("storm", "all streams cut at once come back", storm::storm),
     ("quiet", "coming back to a quiet room of a long log", quiet::quiet_room),
     ("slow", "streams that stop reading for a while", slow::slow_readers),
+    ("presence", "ten thousand people in one room", presence::crowd),
     ("ten", "ten thousand streams get everything once and end well", memory::ten_thousand),
 ];
 

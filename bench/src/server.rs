@@ -24,12 +24,13 @@ use nix::{
 };
 
 use crate::{
+    http::Http,
     machine::{self, LOAD_CORE, SERVER_CORE},
     sql::Sql,
 };
 
 /// Signs the tokens of a run.
-const SECRET: &str = "a secret that only the bench knows, 32 bytes or more";
+pub(crate) const SECRET: &str = "a secret that only the bench knows, 32 bytes or more";
 
 /// How long a server may take to end after it was told to.
 const END_MAX: Duration = Duration::from_secs(60);
@@ -46,7 +47,7 @@ pub(crate) struct Place {
     pub(crate) folder: PathBuf,
     /// The `crewcast` binary.
     crewcast: PathBuf,
-    /// A token of an admin.
+    /// A token that may do everything. It is a service's, so that no user is shown to have ten thousand tabs.
     pub(crate) token: String,
 }
 
@@ -59,7 +60,7 @@ impl Place {
         let folder = folder(&target.join("bench"))?;
         let crewcast = target.join("release/crewcast");
         let mut token = Command::new(&crewcast);
-        token.args(["token", "--sub", "bench", "--role", "admin"]).env("CREWCAST_JWT_SECRET", SECRET);
+        token.args(["token", "--sub", "bench", "--role", "service"]).env("CREWCAST_JWT_SECRET", SECRET);
         let token = String::from_utf8(token.output()?.stdout)?.trim().to_owned();
         Ok(Self { folder, crewcast, token })
     }
@@ -239,6 +240,13 @@ impl Ours {
         let (data, socket) = (value("-D").context("no -D")?, value("-k").context("no -k")?);
         let programs = machine::program(postmaster)?.parent().context("a file has a folder")?.to_owned();
         Ok(Self { process, socket, programs, postgres_log: data.with_file_name("postgres.log") })
+    }
+
+    /// What it has counted so far.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let text = Http::connect(&self.process.address, "")?.send("GET", "/metrics", "")?;
+        let sample = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(sample.with_context(|| format!("no metric {name}"))?.parse()?)
     }
 
     /// A connection to its Postgres.
