@@ -164,12 +164,9 @@ async fn nobody_leaves_while_the_clients_of_a_drained_node_come_back_when_they_w
         let code = old.child.wait().await.unwrap().code();
         (code, returning.join_all().await)
     };
-    tokio::pin!(back);
-    let (code, back) = loop {
-        tokio::select! {
-            done = &mut back => break done,
-            told = watch.hear() => panic!("{told}"),
-        }
+    let (code, back) = tokio::select! {
+        done = back => done,
+        told = watch.hear() => panic!("{told}"),
     };
     assert_eq!((code, back.len()), (Some(0), USERS));
     // Also when every grace that anybody had is over.
