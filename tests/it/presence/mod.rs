@@ -14,10 +14,11 @@ use crewcast::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::PgConnection;
 use time::OffsetDateTime;
 use tokio::time::{Instant, timeout};
 
-use crate::support::{Client, PATIENCE, Stream, mint};
+use crate::support::{Client, PATIENCE, Stream, mint, number};
 
 /// A manager of this `sub`, whose name is that in capitals.
 fn person(server: &Server, sub: &str) -> Client {
@@ -144,4 +145,10 @@ async fn read(client: &Client, room: &str) -> Vec<String> {
 async fn until_read(client: &Client, room: &str, users: &[&str]) {
     let read_so = async { while read(client, room).await != users {} };
     timeout(PATIENCE, read_so).await.unwrap_or_else(|_| panic!("{room} never had {users:?}"));
+}
+
+/// Asks until so many streams are written.
+async fn until_rows(conn: &mut PgConnection, rows: i64) {
+    let written = async { while number(conn, "select count(*) from crewcast.presence").await < rows {} };
+    timeout(PATIENCE, written).await.unwrap_or_else(|_| panic!("{rows} streams were never written"));
 }

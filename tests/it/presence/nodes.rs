@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Tab, person, person_token, read, until_read};
+use super::{Tab, person, person_token, read, until_read, until_rows};
 use crate::support::{Client, Process, connect, database, number, server, sql, token};
 
 #[tokio::test]
@@ -98,7 +98,7 @@ async fn a_restart_inside_the_grace_shows_nobody_leaving() {
 #[tokio::test]
 async fn a_grace_runs_on_over_a_restart() {
     let url = database().await;
-    let settings = ["--presence-grace=2s", "--presence-lease=1s"];
+    let settings = ["--presence-grace=4s", "--presence-lease=1s"];
     let old = server(&url, &settings).await;
     let tab = Tab::open(&person(&old, "ben"), "company").await;
     drop(tab);
@@ -106,9 +106,31 @@ async fn a_grace_runs_on_over_a_restart() {
     let new = server(&url, &settings).await;
     let mut watch = Tab::open(&person(&new, "ana"), "company").await;
     assert_eq!(watch.seen["company"].len(), 2);
+    assert_eq!(watch.listen(Duration::from_secs(2)).await, [""; 0], "no lease is waited for");
     watch.until("company ben offline").await;
     assert_eq!(watch.told, ["company ben offline"]);
     new.stop().await;
+}
+
+#[tokio::test]
+async fn a_deploy_shows_nobody_leaving_who_comes_back_when_told() {
+    let url = database().await;
+    let settings = ["--presence-grace=500ms"];
+    let (old, other) = (server(&url, &settings).await, server(&url, &settings).await);
+    let mut watch = Tab::open(&person(&other, "ana"), "company").await;
+    let mut tab = Tab::open(&person(&old, "ben"), "company").await;
+    watch.until("company ben online").await;
+    let stopping = tokio::spawn(old.stop());
+    let (_, closing) = tab.stream.expect("stream:closing").await;
+    let away = Duration::from_millis(closing["reconnectInMs"].as_u64().unwrap());
+    assert!(away > Duration::from_millis(900), "longer than the grace");
+    drop(tab);
+    assert_eq!(watch.listen(away).await, [""; 0]);
+    let back = Tab::open(&person(&other, "ben"), "company").await;
+    assert_eq!(watch.listen(Duration::from_secs(2)).await, [""; 0]);
+    drop(back);
+    stopping.await.unwrap();
+    other.stop().await;
 }
 
 #[tokio::test]
@@ -122,7 +144,7 @@ async fn tables_that_a_crash_has_emptied_are_written_again_and_nobody_flaps() {
     watch.told.clear();
     let mut conn = connect(&url).await;
     sql(&mut conn, "truncate crewcast.nodes, crewcast.presence").await;
-    while number(&mut conn, "select count(*) from crewcast.presence").await < 2 {}
+    until_rows(&mut conn, 2).await;
     assert_eq!(watch.listen(Duration::from_secs(6)).await, [""; 0]);
     // A node that begins now learns of both.
     let new = server(&url, &settings).await;

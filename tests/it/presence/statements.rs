@@ -4,7 +4,7 @@ use crewcast::hub::presence::{END, FORGET, GONE, NODE, NODES, PUT, ROWS, SWEEP};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{Tab, person};
+use super::{Tab, person, until_rows};
 use crate::support::{Client, connect, database, number, server, sql};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -25,7 +25,7 @@ async fn many_who_connect_share_statements() {
         streams.push(stream.unwrap());
     }
     let mut conn = connect(&url).await;
-    while number(&mut conn, "select count(*) from crewcast.presence").await < PEOPLE as i64 + 1 {}
+    until_rows(&mut conn, PEOPLE as i64 + 1).await;
     let after = Client::nobody(&server).metrics().await["crewcast_presence_statements_total"];
     let (statements, elapsed) = (after - before, begun.elapsed());
     println!("{statements} statements for {PEOPLE} streams in {elapsed:?}");
