@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{Tab, person, person_token, read, until_read, until_rows};
-use crate::support::{Client, Process, connect, database, number, server, sql, token};
+use crate::support::{Client, Process, connect, database, server, sql, token};
 
 #[tokio::test]
 async fn two_nodes_agree() {
