@@ -256,7 +256,7 @@ async fn a_full_queue_puts_off_who_comes_next_and_nobody_else() {
     assert_eq!((status, after.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("5")));
     let path = format!("/v1/rooms/{rooms}/events");
     let (status, problem) = Client::new(&server, &member).send(Method::GET, &path, Value::Null).await;
-    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("unavailable")));
+    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("overloaded")));
     // Who needs no looking up is let in meanwhile.
     assert_eq!(open(&server, &member, "company").await.unwrap().0, StatusCode::OK);
     lock.release().await;
