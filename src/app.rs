@@ -20,7 +20,7 @@ use crate::{
         session::{self, SessionSettings, Sessions},
         ticket::{self, TicketSettings, Tickets},
     },
-    bus::Bus,
+    bus::{self, Bus},
     config::{Config, Keys, Secret},
     db::{
         self, Db, Sweep,
@@ -379,6 +379,7 @@ fn sweeps(config: &Config) -> Vec<Sweep> {
         ticket::sweep(),
         session::sweep(),
         presence::sweep(config.limits.presence_lease),
+        bus::sweep(),
     ];
     others.into_iter().chain(alerts).collect()
 }

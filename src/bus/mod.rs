@@ -4,7 +4,6 @@
 //! commands for a stream that another node holds, with their replies. It may lose and repeat: a bell is covered by a look
 //! now and then, a command by its reply, and typing ends by itself. Nothing that must arrive goes this way.
 
-mod parts;
 mod postgres;
 
 use std::{
@@ -48,18 +47,27 @@ pub enum Message {
 }
 
 impl Message {
-    /// Whether one of them says as much as several.
-    fn is_bell(&self) -> bool {
-        matches!(self, Self::Log | Self::Presence | Self::Sessions)
+    /// The name of a bell, of which one says as much as several; none of what has more to say.
+    fn bell(&self) -> Option<&'static str> {
+        match self {
+            Self::Log => Some("log"),
+            Self::Presence => Some("presence"),
+            Self::Sessions => Some("sessions"),
+            Self::Typing(_) | Self::Command(..) | Self::Reply(..) => None,
+        }
+    }
+
+    /// The bell of that name.
+    fn of_bell(name: &str) -> Option<Self> {
+        [Self::Log, Self::Presence, Self::Sessions].into_iter().find(|bell| bell.bell() == Some(name))
     }
 }
 
 /// A message on its way.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 struct Letter {
     from: NodeKey,
     /// For one node; none is for all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     to: Option<NodeKey>,
     message: Message,
 }
@@ -84,8 +92,13 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-/// What comes from other nodes. `None` says that some of it may have been lost.
-pub type Heard = mpsc::Receiver<Option<(NodeKey, Message)>>;
+/// What comes from another node, and who says it. `None` says that something may have been lost.
+pub type Come = Option<(NodeKey, Message)>;
+
+/// What comes from other nodes.
+pub type Heard = mpsc::Receiver<Come>;
+
+pub use postgres::{READ, SWEEP, TELL, sweep};
 
 impl Bus {
     /// A bus over Postgres's `NOTIFY`, and what it hears.
@@ -101,7 +114,7 @@ impl Bus {
         let (asked, numbers, is_alone) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
         let bus = Self(Arc::new(Shared { node, waiting, asked, numbers, is_alone, metrics }));
         tasks.spawn(postgres::tell(db.clone(), letters, bus.clone(), stop.clone()));
-        tasks.spawn(postgres::listen(db.options().clone(), bus.clone(), tell, stop));
+        tasks.spawn(postgres::listen(db.clone(), bus.clone(), tell, stop));
         (bus, heard)
     }
 
@@ -137,9 +150,9 @@ impl Bus {
         let number = self.0.numbers.fetch_add(1, Ordering::Relaxed);
         let (reply, replied) = oneshot::channel();
         self.asked().insert(number, reply);
+        let _asked = Asked { bus: self, number };
         self.send(Some(to), Message::Command(number, command));
         let replied = timeout(patience, replied).await;
-        self.asked().remove(&number);
         replied.ok().and_then(Result::ok).ok_or(Silent)
     }
 
@@ -169,5 +182,17 @@ impl Bus {
 
     fn asked(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Value>>> {
         self.0.asked.lock().expect("nothing panics while it holds what was asked")
+    }
+}
+
+/// A command that waits for its reply, for as long as somebody waits.
+struct Asked<'a> {
+    bus: &'a Bus,
+    number: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.bus.asked().remove(&self.number);
     }
 }

@@ -1,6 +1,10 @@
 //! The bus over `NOTIFY`. It is never sent inside a write: a transaction that notifies takes a lock that all others which
 //! notify wait for, from its notification to its end ("NOTIFY" in Postgres's documentation, and `PreCommit_Notify`). So one
 //! task a node sends for all, what collects while a statement runs together in the next one.
+//!
+//! Whoever may connect to the database may listen and notify. So a notification says no more than that a bell rings, or
+//! which letter is for whom; the letter itself is in a table that only the owner reads and writes. A forged one makes a
+//! node look at what it would look at anyway.
 
 use std::time::Duration;
 
@@ -11,11 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Bus, Letter,
-    parts::{Assembly, texts},
+use super::{Bus, Come, Letter, Message};
+use crate::{
+    db::{Db, Sweep},
+    ids::NodeKey,
 };
-use crate::{bus::Message, db::Db, ids::NodeKey};
 
 /// The channel, within the database.
 const CHANNEL: &str = "crewcast";
@@ -27,51 +31,72 @@ const BATCH_MAX: usize = 256;
 const RETRY: Duration = Duration::from_millis(250);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a silent connection is believed in: whatever lies between may have forgotten it.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// How long letters are kept: a command is answered, or given up, long before.
+const LETTERS_KEPT: Duration = Duration::from_secs(60);
+
+/// Rings bells and sends letters. `$1`: the channel, `$2`: the sender, `$3`: bells, `$4`: who each letter is for, null for
+/// all, `$5`: what it says.
+pub const TELL: &str = "
+    with sent as (
+        insert into crewcast.letters (sender, receiver, message)
+        select $2, receiver, message from unnest($4::bigint[], $5::text[]) with ordinality as letter (receiver, message, nth)
+        order by nth
+        returning id, receiver
+    )
+    select pg_notify($1, concat_ws(' ', $2, said)) from (
+        select unnest($3::text[]) as said
+        union all
+        select * from (select concat_ws(' ', 'letter', id, receiver) from sent order by id) as letters
+    ) as told";
+
+/// A letter. `$1`: its id.
+pub const READ: &str = "select sender, receiver, message from crewcast.letters where id = $1";
+
+/// Deletes old letters. `$1`: how old they must be, in seconds, `$2`: how many at most.
+pub const SWEEP: &str = "
+    delete from crewcast.letters where id = any(array(
+        select id from crewcast.letters where sent_at < now() - make_interval(secs => $1)
+        order by sent_at limit $2 for update skip locked))";
+
+/// What deletes letters that nobody waits for any more.
+pub fn sweep() -> Sweep {
+    Sweep { statement: SWEEP, age: LETTERS_KEPT }
+}
+
 /// Sends what is to be told until `stop`. What Postgres does not take is lost.
 pub(super) async fn tell(db: Db, mut letters: mpsc::Receiver<Letter>, bus: Bus, stop: CancellationToken) {
     let mut batch = Vec::new();
     while stop.run_until_cancelled(letters.recv_many(&mut batch, BATCH_MAX)).await.is_some_and(|sent| sent > 0) {
-        let texts: Vec<String> = coalesced(std::mem::take(&mut batch)).into_iter().flat_map(texts).collect();
+        let count = batch.len() as u64;
         bus.0.metrics.bus_statements.inc();
-        if !matches!(timeout(ANSWER_TIMEOUT, notify(&db, &texts)).await, Ok(Ok(()))) {
-            bus.0.metrics.bus_dropped.inc_by(texts.len() as u64);
+        if !matches!(timeout(ANSWER_TIMEOUT, send(&db, &bus, std::mem::take(&mut batch))).await, Ok(Ok(()))) {
+            bus.0.metrics.bus_dropped.inc_by(count);
         }
     }
 }
 
-async fn notify(db: &Db, texts: &[String]) -> sqlx::Result<()> {
-    let mut conn = db.acquire_raw().await?;
-    let notify = sqlx::query(
-        "select pg_notify($1, text) from unnest($2::text[]) with ordinality as told (text, nth) order by nth",
-    );
-    notify.bind(CHANNEL).bind(texts).execute(&mut *conn).await?;
+async fn send(db: &Db, bus: &Bus, batch: Vec<Letter>) -> sqlx::Result<()> {
+    let mut bells: Vec<&str> = batch.iter().filter_map(|letter| letter.message.bell()).collect();
+    bells.sort_unstable();
+    bells.dedup();
+    let letters = batch.iter().filter(|letter| letter.message.bell().is_none());
+    let message = |letter: &Letter| serde_json::to_string(&letter.message).expect("names and JSON");
+    let letters = letters.map(|letter| (letter.to.map(NodeKey::to_sql), message(letter)));
+    let (receivers, messages): (Vec<Option<i64>>, Vec<String>) = letters.unzip();
+    let tell = sqlx::query(TELL).bind(CHANNEL).bind(bus.0.node.to_sql()).bind(&bells);
+    tell.bind(receivers).bind(messages).execute(&mut *db.acquire_own().await?).await?;
     Ok(())
 }
 
-/// Each bell once.
-fn coalesced(letters: Vec<Letter>) -> Vec<Letter> {
-    let mut rung = Vec::<Message>::new();
-    let is_news = |letter: &Letter| {
-        let is_news = !letter.message.is_bell() || !rung.contains(&letter.message);
-        if is_news && letter.message.is_bell() {
-            rung.push(letter.message.clone());
-        }
-        is_news
-    };
-    letters.into_iter().filter(is_news).collect()
-}
-
 /// Hears what others tell until `stop`.
-pub(super) async fn listen(
-    options: PgConnectOptions,
-    bus: Bus,
-    heard: mpsc::Sender<Option<(NodeKey, Message)>>,
-    stop: CancellationToken,
-) {
+pub(super) async fn listen(db: Db, bus: Bus, heard: mpsc::Sender<Come>, stop: CancellationToken) {
     while !stop.is_cancelled() {
         let error = tokio::select! {
             () = stop.cancelled() => return,
-            Err(error) = hear(&options, &bus, &heard) => error,
+            Err(error) = hear(&db, &bus, &heard) => error,
         };
         bus.0.metrics.bus_connected.set(0);
         tracing::debug!(%error, "the bus is out of reach");
@@ -80,36 +105,86 @@ pub(super) async fn listen(
 }
 
 /// One connection's life.
-async fn hear(
-    options: &PgConnectOptions,
-    bus: &Bus,
-    heard: &mpsc::Sender<Option<(NodeKey, Message)>>,
-) -> sqlx::Result<std::convert::Infallible> {
-    let pool =
-        PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_TIMEOUT).connect_lazy_with(options.clone());
-    let mut listener = PgListener::connect_with(&pool).await?;
-    listener.listen(CHANNEL).await?;
+async fn hear(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<std::convert::Infallible> {
+    let mut listener = connected(db.options()).await?;
     bus.0.metrics.bus_connected.set(1);
-    let mut assembly = Assembly::default();
     let mut lost = true;
     loop {
         if lost {
             // Whatever was told before is to be looked up.
-            assembly.clear();
             say(bus, heard, None);
+            lost = false;
         }
-        // None says that the connection was lost: the next call makes another one.
-        let notification = listener.try_recv().await?;
-        lost = notification.is_none();
-        let letter = notification.and_then(|notification| assembly.take(notification.payload()));
-        if let Some(come) = letter.and_then(|letter| bus.open(letter)) {
-            say(bus, heard, Some(come));
+        match timeout(SILENCE_MAX, listener.try_recv()).await {
+            // The connection was lost: the next call makes another one.
+            Ok(notification) => match notification? {
+                Some(notification) => take(db, bus, heard, notification.payload()).await?,
+                None => lost = true,
+            },
+            Err(_) => within(listener.listen(CHANNEL)).await?,
         }
     }
 }
 
+async fn connected(options: &PgConnectOptions) -> sqlx::Result<PgListener> {
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_TIMEOUT);
+    let mut listener = within(PgListener::connect_with(&pool.connect_lazy_with(options.clone()))).await?;
+    within(listener.listen(CHANNEL)).await?;
+    Ok(listener)
+}
+
+async fn within<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
+}
+
+/// What a notification is about.
+#[derive(Debug, PartialEq)]
+enum Notice {
+    Bell(Message),
+    /// The letter of this id.
+    Letter(i64),
+}
+
+/// What this node has to do with a notification. What is none of ours is another version's, or somebody's nonsense.
+fn notice(text: &str, node: NodeKey) -> Option<Notice> {
+    let mut words = text.split(' ');
+    let sender = words.next()?.parse().ok().and_then(NodeKey::from_sql)?;
+    let notice = match words.next()? {
+        "letter" => {
+            let id = words.next()?.parse().ok()?;
+            let is_for_us = words.next().is_none_or(|receiver| receiver.parse() == Ok(node.to_sql()));
+            is_for_us.then_some(Notice::Letter(id))?
+        }
+        bell => Notice::Bell(Message::of_bell(bell)?),
+    };
+    (sender != node && words.next().is_none()).then_some(notice)
+}
+
+async fn take(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>, text: &str) -> sqlx::Result<()> {
+    match notice(text, bus.0.node) {
+        None => {}
+        Some(Notice::Bell(bell)) => say(bus, heard, Some((bus.0.node, bell))),
+        Some(Notice::Letter(id)) => {
+            let mut conn = within(db.acquire_own()).await?;
+            let letter = within(sqlx::query_as(READ).bind(id).fetch_optional(&mut *conn)).await?;
+            if let Some(come) = letter.and_then(|letter| open(bus, letter)) {
+                say(bus, heard, Some(come));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A letter as the table has it; its sender is none of whom a notification tells.
+fn open(bus: &Bus, (sender, receiver, message): (i64, Option<i64>, String)) -> Option<(NodeKey, Message)> {
+    let from = NodeKey::from_sql(sender)?;
+    // Of another version, which says what this one does not know.
+    let message = serde_json::from_str(&message).ok()?;
+    bus.open(Letter { from, to: receiver.and_then(NodeKey::from_sql), message })
+}
+
 /// Nobody waits for whoever hears: what they have no room for is lost.
-fn say(bus: &Bus, heard: &mpsc::Sender<Option<(NodeKey, Message)>>, come: Option<(NodeKey, Message)>) {
+fn say(bus: &Bus, heard: &mpsc::Sender<Come>, come: Come) {
     if heard.try_send(come).is_err() {
         bus.0.metrics.bus_dropped.inc();
     }
@@ -120,12 +195,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bell_is_rung_once_and_all_else_is_sent_in_its_order() {
-        let from = NodeKey::random();
-        let letter = |message: Message| Letter { from, to: None, message };
-        let (log, typing) = (Message::Log, Message::Typing(1.into()));
-        let told = [&log, &typing, &log, &Message::Presence, &typing, &log].map(|message| letter(message.clone()));
-        let sent = [log, typing.clone(), Message::Presence, typing].map(letter);
-        assert_eq!(coalesced(told.to_vec()), sent);
+    fn a_notification_says_who_rings_or_which_letter_is_for_whom() {
+        let (us, other) = (NodeKey::random(), NodeKey::random());
+        let (own, theirs) = (us.to_sql(), other.to_sql());
+        for (text, expected) in [
+            (format!("{theirs} log"), Some(Notice::Bell(Message::Log))),
+            (format!("{theirs} presence"), Some(Notice::Bell(Message::Presence))),
+            (format!("{theirs} sessions"), Some(Notice::Bell(Message::Sessions))),
+            (format!("{theirs} letter 7"), Some(Notice::Letter(7))),
+            (format!("{theirs} letter 7 {own}"), Some(Notice::Letter(7))),
+            (format!("{theirs} letter 7 {theirs}"), None),
+            (format!("{own} log"), None),
+            (format!("{own} letter 7"), None),
+        ] {
+            assert_eq!(notice(&text, us), expected, "{text}");
+        }
+        let nonsense = ["", "log", "x log", "-1 log", "7 letter", "7 letter x", "7 later", "7 log log", "7 letter 7 x"];
+        for text in nonsense {
+            assert_eq!(notice(text, us), None, "{text}");
+        }
     }
 }

@@ -36,10 +36,15 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection that was used this recently is not asked whether it still lives.
 const IDLE_TRUSTED: Duration = Duration::from_secs(1);
 
+/// Connections of the machine's own: one writes who is where, one tells, one reads what was told.
+const OWN_CONNECTIONS: u32 = 3;
+
 /// The service's access to Postgres. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: PgPool,
+    /// For what must go on while requests have all of the others: signs of life, and what nodes tell each other.
+    own: PgPool,
     options: PgConnectOptions,
     /// Rung after each commit that appended events: the pump listens.
     bell: Arc<Notify>,
@@ -56,21 +61,24 @@ impl Db {
         // not leave its locks behind: no transaction of ours is idle between two statements.
         let settings = [("jit", "off"), ("idle_in_transaction_session_timeout", "60s")];
         let options = options.application_name("crewcast").options(settings);
-        let pool = PgPoolOptions::new()
-            .max_connections(connections)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A ping before each use would cost a round trip; one that lay idle may have died with its server.
-            .test_before_acquire(false)
-            .before_acquire(|conn, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > IDLE_TRUSTED {
-                        conn.ping().await?;
-                    }
-                    Ok(true)
+        let pool = |connections| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                // A ping before each use would cost a round trip; one that lay idle may have died with its server.
+                .test_before_acquire(false)
+                .before_acquire(|conn, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for > IDLE_TRUSTED {
+                            conn.ping().await?;
+                        }
+                        Ok(true)
+                    })
                 })
-            })
-            .connect_lazy_with(options.clone());
-        Self { pool, options, bell: Arc::default(), echo: Arc::default(), reach: Arc::default() }
+                .connect_lazy_with(options.clone())
+        };
+        let (pool, own) = (pool(connections), pool(OWN_CONNECTIONS));
+        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach: Arc::default() }
     }
 
     /// Begins a change.
@@ -117,6 +125,14 @@ impl Db {
         self.pool.acquire().await
     }
 
+    /// The same from the few connections that no request uses.
+    ///
+    /// # Errors
+    /// As [`Db::acquire_raw`].
+    pub async fn acquire_own(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        self.own.acquire().await
+    }
+
     /// How to connect outside the pool, as the pump does.
     pub fn options(&self) -> &PgConnectOptions {
         &self.options
@@ -154,6 +170,7 @@ impl Db {
 
     /// Closes every connection, waiting for those in use.
     pub async fn close(&self) {
+        self.own.close().await;
         self.pool.close().await;
     }
 

@@ -1,11 +1,11 @@
 //! Commands: what is asked of an open stream, wherever it is. The node that holds it does it; the one that was asked waits
 //! for its reply. A stream's id says which node that is, so nobody has to look it up.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -22,6 +22,9 @@ use crate::{
     hub::presence::Update,
     ids::{NodeKey, Room, Sub},
 };
+
+/// Commands of other nodes that are done at once.
+const OBEYING_MAX: usize = 256;
 
 /// What is to be done, by the node that gets it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -68,14 +71,17 @@ pub(super) async fn ask(app: &App, node: NodeKey, order: Order) -> Result<Value>
     if node == app.node {
         return within(app.config.limits.command_timeout, execute(app, order)).await;
     }
-    if !is_there(app, node).await? {
-        return Err(Error::not_found());
-    }
-    let order = serde_json::to_value(&order).map_err(Error::internal)?;
-    let reply = app.bus.ask(node, order, app.config.limits.command_timeout).await;
-    let reply = reply.map_err(|_| silent())?;
-    let reply: Reply = serde_json::from_value(reply).map_err(Error::internal)?;
-    reply.map_err(Error::from)
+    let patience = app.config.limits.command_timeout;
+    within(patience, async {
+        if !is_there(app, node).await? {
+            return Err(Error::not_found());
+        }
+        let order = serde_json::to_value(&order).map_err(Error::internal)?;
+        let reply = app.bus.ask(node, order, patience).await.map_err(|_| silent())?;
+        let reply: Reply = serde_json::from_value(reply).map_err(Error::internal)?;
+        reply.map_err(Error::from)
+    })
+    .await
 }
 
 fn silent() -> Error {
@@ -86,14 +92,18 @@ async fn within(patience: Duration, done: impl Future<Output = Result<Value>>) -
     timeout(patience, done).await.unwrap_or_else(|_| Err(silent()))
 }
 
-/// Whether a node has given a sign of life of late.
+/// Whether a node has given a sign of life of late. While this node's own sign is missing, as after a crash of Postgres that
+/// emptied the table, nobody knows.
 async fn is_there(app: &App, node: NodeKey) -> Result<bool> {
     let mut conn = app.db.acquire().await?;
-    let beat = sqlx::query_scalar(
-        "select exists (select from crewcast.nodes where key = $1 and beat_at > now() - make_interval(secs => $2))",
+    let signs = sqlx::query_scalar(
+        "select key from crewcast.nodes
+         where key = any($1) and not ended and beat_at > now() - make_interval(secs => $2)",
     );
     let lease = app.config.limits.presence_lease.as_secs_f64();
-    Ok(beat.bind(node.to_sql()).bind(lease).fetch_one(&mut *conn).await?)
+    let (own, other) = (app.node.to_sql(), node.to_sql());
+    let signs: Vec<i64> = signs.bind([own, other]).bind(lease).fetch_all(&mut *conn).await?;
+    if signs.contains(&own) { Ok(signs.contains(&other)) } else { Err(silent()) }
 }
 
 /// Does what is asked of this node.
@@ -101,7 +111,9 @@ async fn execute(app: &App, order: Order) -> Result<Value> {
     match order {
         Order::List { after, limit } => Ok(admin::here(app, after, limit)),
         Order::Stream { stream, owner, command } => {
-            if !app.hub.has(stream, owner.as_ref().map(Sub::as_str)) {
+            // An admin ends others' streams, and does nothing else with them.
+            let is_admins = owner.is_none() && !matches!(command, Command::End);
+            if is_admins || !app.hub.has(stream, owner.as_ref().map(Sub::as_str)) {
                 return Err(Error::not_found());
             }
             match command {
@@ -117,6 +129,7 @@ async fn execute(app: &App, order: Order) -> Result<Value> {
 
 /// Does what other nodes ask, and heeds their bells, until `stop`.
 pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: CancellationToken) {
+    let obeying = Arc::new(Semaphore::new(OBEYING_MAX));
     while let Some(come) = stop.run_until_cancelled(heard.recv()).await.flatten() {
         match come {
             // What was lost may have been any bell.
@@ -127,7 +140,14 @@ pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: Cancell
             }
             Some((_, Message::Log)) => app.db.bell().notify_one(),
             Some((from, Message::Command(number, order))) => {
-                tasks.spawn(obey(app.clone(), from, number, order));
+                // Whoever asks one too many is told by the silence.
+                if let Ok(turn) = obeying.clone().try_acquire_owned() {
+                    let app = app.clone();
+                    tasks.spawn(async move {
+                        obey(app, from, number, order).await;
+                        drop(turn);
+                    });
+                }
             }
             Some((_, Message::Presence)) => app.hub.presence().look_now(),
             Some((_, Message::Sessions)) => app.sessions.look_now(),

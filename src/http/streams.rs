@@ -27,7 +27,7 @@ use crate::{
     auth::{Caller, Verifier},
     bus::Message,
     error::{Code, Error, Result},
-    hub::{ClosingReason, NotJoined, Refusal, Refused, RoomsChanged, Wish},
+    hub::{ClosingReason, NotJoined, Refusal, Refused, Renewal, RoomsChanged, Wish},
     ids::Room,
     log::Position,
     web::{
@@ -134,7 +134,7 @@ async fn join_rooms(
 ) -> Result<RoomsChanged> {
     loop {
         let judged = app.hub.rights();
-        let (holder, rooms_before) = app.hub.standing(stream).ok_or_else(Error::not_found)?;
+        let (holder, _) = app.hub.standing(stream).ok_or_else(Error::not_found)?;
         let may = app.joins.may_join(caller(&holder), join).await?;
         let names = |wanted: bool| {
             let rooms = join.iter().zip(&may).filter(move |(_, may)| **may == wanted);
@@ -145,9 +145,8 @@ async fn join_rooms(
             return Err(Error::forbidden("You may join none of these rooms."));
         }
         let refused = names(false).map(|room| Refused { room, reason: Refusal::Forbidden }).collect();
-        let leaves = leave.iter().filter(|room| rooms_before.contains(room)).count();
-        let rooms_max = app.config.limits.rooms_max as usize + leaves;
-        let wish = Wish { rooms, refused, after: after.clone(), rooms_max, judged };
+        let (leaving, rooms_max) = (leave.to_vec(), app.config.limits.rooms_max as usize);
+        let wish = Wish { rooms, refused, after: after.clone(), leaving, rooms_max, holder, judged };
         match app.hub.join(stream, wish).await {
             Ok(moved) => return Ok(moved),
             Err(NotJoined::Stale) => {}
@@ -157,8 +156,8 @@ async fn join_rooms(
     }
 }
 
-/// What a stream goes on with.
-#[derive(Debug, Deserialize, ToSchema)]
+/// What a stream goes on with. Nothing shows it.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewToken {
     /// A token of the same `sub`.
@@ -250,23 +249,27 @@ pub(super) async fn do_renew(app: &App, stream: Uuid, renewed: Caller) -> Result
     Ok(json!((Renewed { expires_at: renewed.expires_at }, session)))
 }
 
-/// Has a stream of this node go on with other credentials. They are its own first and its rooms judged then: whoever loses
-/// rights in between loses them by these credentials.
+/// Has a stream of this node go on with other credentials, and with those of its rooms that they give; judged again when
+/// somebody's rights were taken in between.
 ///
 /// # Errors
 /// 404 when there is no such stream here, 503 when Postgres does not say what it may have.
 pub(super) async fn renew(app: &App, stream: Uuid, renewed: &Caller) -> Result<()> {
-    if !app.hub.renew(stream, Arc::new(renewed.clone()), renewed.expires_at) {
-        return Err(Error::not_found());
+    loop {
+        let judged = app.hub.rights();
+        let (_, rooms) = app.hub.standing(stream).ok_or_else(Error::not_found)?;
+        let asked: Vec<Room> = rooms.iter().filter_map(|room| room.parse().ok()).collect();
+        let may = app.joins.may_join(renewed, &asked).await?;
+        let lost = asked.iter().zip(may).filter(|(_, may)| !may);
+        let lost = lost.map(|(room, _)| Refused { room: room.to_string(), reason: Refusal::Revoked }).collect();
+        let (holder, expires_at) = (Arc::new(renewed.clone()), renewed.expires_at);
+        match app.hub.renew(stream, Renewal { holder, expires_at, rooms, lost, judged }) {
+            Ok(()) => return Ok(()),
+            Err(NotJoined::Stale) => {}
+            Err(NotJoined::Gone) => return Err(Error::not_found()),
+            Err(NotJoined::Failed(error)) => return Err(error),
+        }
     }
-    let (_, names) = app.hub.standing(stream).ok_or_else(Error::not_found)?;
-    let rooms: Vec<Room> = names.iter().filter_map(|room| room.parse().ok()).collect();
-    let may = app.joins.may_join(renewed, &rooms).await?;
-    let lost = rooms.iter().zip(may).filter(|(_, may)| !may);
-    let lost: Vec<Refused> =
-        lost.map(|(room, _)| Refused { room: room.to_string(), reason: Refusal::Revoked }).collect();
-    app.hub.take_away(stream, &lost);
-    Ok(())
 }
 
 /// End an open stream

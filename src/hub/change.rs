@@ -13,7 +13,7 @@
 //! brings it, that is, if it came after the stream joined that room. So an event that is in a room of before as well comes
 //! once, by that one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::{sync::oneshot, time::timeout};
@@ -37,6 +37,9 @@ use crate::{
 /// Joins that wait for the router to have routed a read; one more is refused.
 const JOINING_MAX: usize = 10_000;
 
+/// Joins of one stream that it has still to catch up with; one more is refused.
+const PENDING_MAX: usize = 16;
+
 /// The rooms that a stream wants to be in as well.
 #[derive(Debug)]
 pub struct Wish {
@@ -46,9 +49,28 @@ pub struct Wish {
     pub refused: Vec<Refused>,
     /// What the client has of them; none is what there is at that moment.
     pub after: Option<Position>,
+    /// Those that it leaves next: they leave their places to these.
+    pub leaving: Vec<String>,
     /// How many it may be in, its own not counted.
     pub rooms_max: usize,
-    /// What [`Hub::rights`] said before its rooms were judged.
+    /// Whose rights were judged.
+    pub holder: Arc<dyn Holder>,
+    /// What [`Hub::rights`] said before that.
+    pub judged: u64,
+}
+
+/// What a stream goes on with.
+#[derive(Debug)]
+pub struct Renewal {
+    /// Whose it is now.
+    pub holder: Arc<dyn Holder>,
+    /// When that ends.
+    pub expires_at: OffsetDateTime,
+    /// The rooms that were judged, all that it was in.
+    pub rooms: Vec<String>,
+    /// Those of them that it loses.
+    pub lost: Vec<Refused>,
+    /// What [`Hub::rights`] said before that.
     pub judged: u64,
 }
 
@@ -155,8 +177,12 @@ impl Hub {
 
     fn try_join(&self, state: &mut State, stream: Uuid, mut wish: Wish) -> Result<RoomsChanged, NotJoined> {
         let mailbox = state.streams.get(&stream).cloned().ok_or(NotJoined::Gone)?;
-        if wish.judged != state.rights {
+        if state.rights.is_stale(wish.judged, &wish.rooms) || !Arc::ptr_eq(&wish.holder, &mailbox.holder()) {
             return Err(NotJoined::Stale);
+        }
+        if mailbox.pending() >= PENDING_MAX {
+            let detail = "The stream has still to catch up with rooms that it joined.";
+            return Err(Error::new(Code::Overloaded, detail).into());
         }
         limit(&mailbox, &mut wish);
         let new: Vec<String> = wish.rooms.iter().filter(|room| !mailbox.is_in(room)).cloned().collect();
@@ -235,37 +261,42 @@ impl Hub {
     /// If it has still to catch up with rooms that it joined, an event that is in both of them and came already comes again:
     /// it could not be told from one that never came.
     pub fn take_away(&self, stream: Uuid, rooms: &[Refused]) -> bool {
-        let mut state = self.state();
-        let Some(mailbox) = state.streams.get(&stream).cloned() else { return false };
-        let mut left: Vec<Refused> = rooms.iter().filter(|left| mailbox.is_in(&left.room)).cloned().collect();
-        left.sort_by(|one, other| one.room.cmp(&other.room));
-        left.dedup_by(|one, other| one.room == other.room);
-        if left.is_empty() {
-            return true;
-        }
-        for room in &left {
-            state.rooms.leave(&room.room, &mailbox);
-        }
-        let told = RoomsChanged { left: left.clone(), ..RoomsChanged::default() };
-        let names: Vec<&str> = left.iter().map(|left| left.room.as_str()).collect();
-        mailbox.leave(&names, told.notice());
-        drop(state);
+        let mailbox = {
+            let mut state = self.state();
+            let Some(mailbox) = state.streams.get(&stream).cloned() else { return false };
+            if !take_away(&mut state, &mailbox, rooms) {
+                return true;
+            }
+            mailbox
+        };
         self.presence.moved(stream, || mailbox.rooms(), &[]);
         true
     }
 
-    /// The stream's credentials are others now, which end at another time: what was judged by the old ones is to be judged
-    /// again. Whether there is such a stream here.
-    pub fn renew(&self, stream: Uuid, holder: Arc<dyn Holder>, expires_at: OffsetDateTime) -> bool {
-        let mut state = self.state();
-        let Some(mailbox) = state.streams.get(&stream) else { return false };
-        mailbox.renew(holder.clone(), expires_at);
-        state.rights += 1;
-        drop(state);
-        if let Some(who) = whisper::who(holder.as_ref()) {
-            self.presence.renewed(stream, who);
+    /// Has a stream go on with other credentials, which end at another time and give it these of its rooms no more. Nothing
+    /// happens in between: it never has the new end and the old rooms.
+    ///
+    /// # Errors
+    /// [`NotJoined::Gone`], and [`NotJoined::Stale`] when what was judged is to be judged again.
+    pub fn renew(&self, stream: Uuid, renewal: Renewal) -> Result<(), NotJoined> {
+        let Renewal { holder, expires_at, rooms, lost, judged } = renewal;
+        let mailbox = {
+            let mut state = self.state();
+            let mailbox = state.streams.get(&stream).cloned().ok_or(NotJoined::Gone)?;
+            if state.rights.is_stale(judged, &rooms) || mailbox.rooms() != rooms {
+                return Err(NotJoined::Stale);
+            }
+            mailbox.renew(holder.clone(), expires_at);
+            take_away(&mut state, &mailbox, &lost);
+            mailbox
+        };
+        self.presence.moved(stream, || mailbox.rooms(), &[]);
+        match whisper::who(holder.as_ref()) {
+            Some(who) => self.presence.renewed(stream, who),
+            // A service is seen by nobody.
+            None => self.presence.closed(stream, Duration::ZERO),
         }
-        true
+        Ok(())
     }
 
     /// Ends a stream. Whether there is such a stream here.
@@ -322,7 +353,7 @@ impl Hub {
     /// Changes whenever rights were taken from streams. Who judges what a stream may have asks before, and says it when the
     /// stream takes what was judged: what was judged before must be judged again.
     pub fn rights(&self) -> u64 {
-        self.state().rights
+        self.state().rights.count()
     }
 
     /// The streams that may lose rooms by what happened in these; in any room, where it is not known. From now on whoever
@@ -334,7 +365,7 @@ impl Hub {
             Some(rooms) => rooms.iter().filter(|room| is_revocable(room)).cloned().collect(),
             None => state.rooms.names().filter(|room| is_revocable(room)).map(str::to_owned).collect(),
         };
-        state.rights += 1;
+        state.rights.taken(rooms.map(|_| names.as_slice()));
         let mut suspects = BTreeMap::<Uuid, Suspect>::new();
         for room in names {
             for mailbox in state.rooms.members(&room) {
@@ -353,9 +384,27 @@ impl Hub {
     }
 }
 
+/// Takes a stream out of those of these rooms that it is in, and tells it; whether there were any.
+fn take_away(state: &mut State, mailbox: &Mailbox, rooms: &[Refused]) -> bool {
+    let mut left: Vec<Refused> = rooms.iter().filter(|left| mailbox.is_in(&left.room)).cloned().collect();
+    left.sort_by(|one, other| one.room.cmp(&other.room));
+    left.dedup_by(|one, other| one.room == other.room);
+    if left.is_empty() {
+        return false;
+    }
+    for room in &left {
+        state.rooms.leave(&room.room, mailbox);
+    }
+    let told = RoomsChanged { left: left.clone(), ..RoomsChanged::default() };
+    let names: Vec<&str> = left.iter().map(|left| left.room.as_str()).collect();
+    mailbox.leave(&names, told.notice());
+    true
+}
+
 /// Moves what would be too many rooms to those that are refused. The stream's own room is not counted.
 fn limit(mailbox: &Mailbox, wish: &mut Wish) {
-    let mut places = (wish.rooms_max + 1).saturating_sub(mailbox.rooms().len());
+    let leaving = wish.leaving.iter().filter(|room| mailbox.stays_in(room)).count();
+    let mut places = (wish.rooms_max + 1 + leaving).saturating_sub(mailbox.rooms().len());
     let refused = &mut wish.refused;
     wish.rooms.retain(|room| {
         if mailbox.is_in(room) {

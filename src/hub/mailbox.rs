@@ -161,6 +161,18 @@ impl Mailbox {
         self.state().rooms.iter().any(|joined| &*joined.room == room)
     }
 
+    /// Whether it is in a room that it is not to leave as soon as it has caught up.
+    pub(super) fn stays_in(&self, room: &str) -> bool {
+        let state = self.state();
+        let leaves = |later: &Later| later.leaving.iter().any(|left| left.room == room);
+        state.rooms.iter().any(|joined| *joined.room == *room) && !state.later.as_deref().is_some_and(leaves)
+    }
+
+    /// Joins that it has still to catch up with.
+    pub(super) fn pending(&self) -> usize {
+        self.state().later.as_ref().map_or(0, |later| later.pending)
+    }
+
     /// Whether it is in a room since this of its joins, or before, and has not left it since.
     pub(super) fn is_in_since(&self, room: &str, nth: u32) -> bool {
         let state = self.state();
@@ -265,6 +277,8 @@ impl Mailbox {
         state.is_moved = true;
         let before = state.queue.len();
         let later = state.later.get_or_insert_default();
+        // What it wants now it does not leave, whatever it wanted before.
+        later.leaving.retain(|left| !catching.told.joined.contains(&left.room));
         later.catching.push_back((before, Box::new(catching)));
         later.pending += 1;
         state.wake();

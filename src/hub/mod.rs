@@ -29,6 +29,7 @@ mod mailbox;
 mod past;
 pub mod presence;
 mod pump;
+mod rights;
 mod ring;
 mod rooms;
 mod route;
@@ -59,11 +60,12 @@ use self::{
     change::Joining,
     mailbox::Mailbox,
     presence::{Presence, PresenceSettings},
+    rights::Rights,
     ring::Ring,
     rooms::Rooms,
 };
 pub use self::{
-    change::{Listed, NotJoined, Wish},
+    change::{Listed, NotJoined, Renewal, Wish},
     closing::Closing,
     frames::{ClosingReason, Expiring, Heartbeat, Open, Refusal, Refused, ResetTo, RoomsChanged},
     holder::{Holder, Judging, Suspect, Verdict, Warden},
@@ -204,8 +206,7 @@ struct State {
     streams: BTreeMap<Uuid, Arc<Mailbox>>,
     /// Those who wait for the end of the read that the router is in to join rooms.
     joining: Vec<Joining>,
-    /// How often rights were taken from streams.
-    rights: u64,
+    rights: Rights,
     draining: bool,
 }
 
@@ -241,7 +242,7 @@ impl Hub {
             rooms: Rooms::default(),
             streams: BTreeMap::new(),
             joining: Vec::new(),
-            rights: 0,
+            rights: Rights::default(),
             draining: false,
         };
         metrics.streams_max.set(settings.streams_max.try_into().unwrap_or(i64::MAX));

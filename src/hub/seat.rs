@@ -83,6 +83,8 @@ pub(super) enum Attached {
     Log,
     /// What it missed cannot be told.
     Reset(Reset),
+    /// First it has to catch up with rooms that it joined.
+    Overdue(Box<Catching>),
 }
 
 impl Seat {
@@ -103,7 +105,7 @@ impl Seat {
         if streams_of(&state, holder.id()) >= most {
             return Err(Full::Limit(most));
         }
-        if judged != state.rights {
+        if state.rights.is_stale(judged, rooms) {
             return Err(Full::Stale);
         }
         let mailbox = Arc::new(Mailbox::new(stream, holder, rooms, types, hub.settings.queue_bytes));
@@ -143,6 +145,9 @@ impl Seat {
         if let Some(reset) = refuses(&state.tail, at) {
             return Attached::Reset(reset);
         }
+        if let Some(catching) = self.mailbox.overdue() {
+            return Attached::Overdue(catching);
+        }
         if at.includes(state.tail.at.base()) {
             self.mailbox.open(state.tail.read);
             return Attached::Ring { missed: Vec::new(), more: false };
@@ -173,7 +178,7 @@ impl Seat {
             Attached::Ring { missed, .. } if missed.is_empty() => return,
             Attached::Ring { .. } => "ring",
             Attached::Log => "log",
-            Attached::Reset(_) => return,
+            Attached::Reset(_) | Attached::Overdue(_) => return,
         };
         self.hub.metrics.replays.count("source", source);
     }

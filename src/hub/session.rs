@@ -295,7 +295,10 @@ impl Session {
         if let Some((pages, end)) = &mut past.pages {
             match ready!(pages.as_mut().poll_next(cx)) {
                 Some(Ok(page)) => past.chapter = page,
-                Some(Err(reset)) => self.source = anew(self.seat.hub.clone(), reset, past.catching.take()),
+                Some(Err(reset)) => {
+                    let catching = past.catching.take().or_else(|| past.then.catching());
+                    self.source = anew(self.seat.hub.clone(), reset, catching);
+                }
                 None => {
                     self.at = end.take().unwrap_or_else(|| self.at.clone());
                     past.pages = None;
@@ -365,10 +368,6 @@ impl Session {
 
     /// Goes back to history: what the mailbox held is there.
     fn attach(&mut self) {
-        if let Some(catching) = self.seat.mailbox.overdue() {
-            self.source = catch_up_from_behind(&self.seat, &self.at, catching);
-            return;
-        }
         let (tail, attached) = self.seat.attach(&self.at, None);
         if matches!(self.source, Source::Live) {
             self.seat.count(&attached);

@@ -49,6 +49,16 @@ pub(super) enum Then {
     Reach(Box<Catching>),
 }
 
+impl Then {
+    /// The rooms that were to be caught up with next.
+    pub(super) fn catching(&mut self) -> Option<Box<Catching>> {
+        match std::mem::replace(self, Self::Attach) {
+            Self::Reach(catching) => Some(catching),
+            Self::Live | Self::Attach => None,
+        }
+    }
+}
+
 /// A stream that cannot go on from where it stands.
 pub(super) struct Anew {
     pub(super) caught_up: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -113,6 +123,7 @@ pub(super) fn source(seat: &Seat, at: &Position, tail: &Tail, attached: Attached
         }
         Attached::Log => Ok(from_log(seat, seat.readers(at, tail.at.base()), tail)),
         Attached::Reset(reset) => Err(reset),
+        Attached::Overdue(catching) => Ok(catch_up_from_behind(seat, at, catching)),
     }
 }
 

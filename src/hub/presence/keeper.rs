@@ -218,7 +218,7 @@ impl Keeper {
 
     /// A connection that is closed when what was begun on it did not come to its end.
     async fn conn(&self) -> sqlx::Result<Conn> {
-        Ok(Conn { inner: self.db.acquire_raw().await?, is_whole: false })
+        Ok(Conn { inner: self.db.acquire_own().await?, is_whole: false })
     }
 
     /// That Postgres is out of reach is told by whoever found out.

@@ -206,7 +206,9 @@ impl Stream {
     fn join(&mut self, hub: &Arc<Hub>, mask: u8, after: Option<Position>) {
         let after = after.filter(|after| hub.reaches(after) && fits(hub, after, &names(mask)));
         let judged = hub.rights();
-        let wish = Wish { rooms: names(mask), refused: Vec::new(), after: after.clone(), rooms_max: 100, judged };
+        let holder = hub.mailbox(self.key).unwrap().holder();
+        let (refused, leaving, rooms_max) = (Vec::new(), Vec::new(), 100);
+        let wish = Wish { rooms: names(mask), refused, after: after.clone(), leaving, rooms_max, holder, judged };
         let (hub, key) = (hub.clone(), self.key);
         let is_settled = self.is_settled();
         self.joining.push((Box::pin(async move { hub.join(key, wish).await }), names(mask), after));

@@ -279,7 +279,7 @@ impl Stream {
                 goes(Way::TooMany);
                 return Err(Gone);
             }
-            Attached::Reset(reset) => panic!("{reset:?}"),
+            attached @ (Attached::Reset(_) | Attached::Overdue(_)) => panic!("{attached:?}"),
         };
         Ok(())
     }
