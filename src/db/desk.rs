@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub struct DeskSettings {
     /// Questions that may wait; one more is refused.
     pub waiting_max: usize,
-    /// Questions that one statement answers, at most.
+    /// What the questions of one statement weigh, at most; one alone may weigh more.
     pub batch_max: usize,
     /// After this long nobody waits for a statement any more.
     pub statement_timeout: Duration,
@@ -39,6 +39,11 @@ pub trait Clerk: Send + 'static {
     type Question: Send + Sync + 'static;
     /// What is answered.
     type Answer: Send + 'static;
+
+    /// What a question weighs.
+    fn weight(_: &Self::Question) -> usize {
+        1
+    }
 
     /// Answers all of these in their order, by one statement.
     fn answer(
@@ -84,12 +89,20 @@ impl<Q: Send + Sync + 'static, A: Send + 'static> Desk<Q, A> {
     /// # Errors
     /// `overloaded` when too many wait, `unavailable` when Postgres does not answer.
     pub async fn ask(&self, question: Q) -> Result<A> {
+        self.put(question)?.await
+    }
+
+    /// The same in two steps: asks, and gives what waits for the answer.
+    ///
+    /// # Errors
+    /// As [`Desk::ask`].
+    pub fn put(&self, question: Q) -> Result<impl Future<Output = Result<A>> + use<Q, A>> {
         let (answer, answered) = oneshot::channel();
         self.waiting.try_send(Waiting { question, answer }).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => Error::new(Code::Overloaded, "Too many wait at the moment."),
             mpsc::error::TrySendError::Closed(_) => Error::draining(),
         })?;
-        answered.await.unwrap_or_else(|_| Err(Error::draining()))
+        Ok(async { answered.await.unwrap_or_else(|_| Err(Error::draining())) })
     }
 }
 
@@ -138,13 +151,14 @@ impl<C: Clerk> Service<C> {
 
     /// The first who waits and those behind them, without whoever went away meanwhile.
     fn batch(&mut self, first: Waiting<C::Question, C::Answer>) -> Vec<Waiting<C::Question, C::Answer>> {
-        let mut batch = Vec::new();
+        let (mut batch, mut weight) = (Vec::new(), 0);
         let mut next = Some(first);
         while let Some(waiting) = next {
             if !waiting.answer.is_closed() {
+                weight += C::weight(&waiting.question);
                 batch.push(waiting);
             }
-            next = if batch.len() < self.settings.batch_max { self.queue.try_recv().ok() } else { None };
+            next = if weight < self.settings.batch_max { self.queue.try_recv().ok() } else { None };
         }
         batch
     }

@@ -1,12 +1,7 @@
 //! Which rooms a caller may join.
 //!
 //! Mostly the token says it. Only a project's room and a plain member are looked up, and never one by one: when a node
-//! restarts, ten thousand streams come back at once, and as many statements would keep Postgres busy for longer than
-//! anybody waits. One task takes whoever waits and reads for all of them in one statement; while that runs the next
-//! ones collect.
-//!
-//! A statement begins after the last join that it answers has arrived, so that no answer is older than its question.
-//! Too many who wait, or a Postgres that does not answer, are `unavailable`: who may join is never guessed.
+//! restarts, ten thousand streams come back at once. Those that wait at a moment share a statement ([`Desk`]).
 
 use std::{
     sync::{
@@ -18,25 +13,21 @@ use std::{
 
 use serde::Serialize;
 use sqlx::PgConnection;
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::{interval, timeout},
-};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use crate::{
     auth::Caller,
-    db::Db,
-    error::{Error, Result},
+    db::{
+        Db,
+        desk::{Clerk, Desk, DeskSettings},
+    },
+    error::Result,
     ids::{Room, Sub},
 };
 
 /// A statement that has this many projects takes no further join.
 const PROJECTS_MAX: usize = 10_000;
-
-/// How often a statement under way looks whether Postgres is still there.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How the callers stand to the projects that they ask for, in the order of asking. `$1`: projects, `$2`: the callers,
 /// `$3`: retention in seconds. The laterals with their limits stay on the indexes in generic plans as well.
@@ -106,24 +97,25 @@ pub struct JoinStats {
 pub struct Joins {
     db: Db,
     retention: Duration,
-    waiting: mpsc::Sender<Join>,
+    desk: Desk<Join, Vec<Standing>>,
     counters: Arc<Counters>,
 }
 
 impl Joins {
     /// Starts the task that answers, until `stop`.
     pub fn start(db: Db, settings: JoinSettings, tasks: &TaskTracker, stop: CancellationToken) -> Self {
-        let (waiting, queue) = mpsc::channel(settings.waiting_max);
+        let JoinSettings { retention, waiting_max, statement_timeout } = settings;
         let counters = Arc::<Counters>::default();
-        let retention = settings.retention;
-        tasks.spawn(Desk { db: db.clone(), settings, queue, counters: counters.clone(), stop }.run());
-        Self { db, retention, waiting, counters }
+        let desk = DeskSettings { waiting_max, batch_max: PROJECTS_MAX, statement_timeout };
+        let registrar = Registrar { retention, counters: counters.clone() };
+        let desk = Desk::open(db.clone(), desk, registrar, tasks, stop);
+        Self { db, retention, desk, counters }
     }
 
     /// Whether the caller may join each of these rooms, as of now.
     ///
     /// # Errors
-    /// `unavailable` when too many wait, or when Postgres does not answer.
+    /// `overloaded` when too many wait, `unavailable` when Postgres does not answer.
     pub async fn may_join(&self, caller: &Caller, rooms: &[Room]) -> Result<Vec<bool>> {
         let projects: Vec<Uuid> = rooms.iter().filter_map(|room| undecided(caller, room)).collect();
         let standings = if projects.is_empty() { Vec::new() } else { self.look_up(&caller.sub, projects).await? };
@@ -169,13 +161,9 @@ impl Joins {
 
     /// How a caller stands to each of these projects.
     async fn look_up(&self, sub: &Sub, projects: Vec<Uuid>) -> Result<Vec<Standing>> {
-        let (answer, answered) = oneshot::channel();
-        self.waiting.try_send(Join { sub: sub.clone(), projects, answer }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => Error::unavailable("Too many are joining rooms at the moment."),
-            mpsc::error::TrySendError::Closed(_) => stopped(),
-        })?;
+        let standings = self.desk.put(Join { sub: sub.clone(), projects })?;
         self.counters.joins.fetch_add(1, Ordering::Relaxed);
-        answered.await.unwrap_or_else(|_| Err(stopped()))
+        standings.await
     }
 }
 
@@ -196,10 +184,6 @@ async fn standings(
 ) -> Result<Vec<Standing>> {
     let statement = sqlx::query_as(STANDINGS).bind(projects).bind(subs);
     Ok(statement.bind(retention.as_secs_f64()).fetch_all(conn).await?)
-}
-
-fn stopped() -> Error {
-    Error::unavailable("The server is shutting down.")
 }
 
 /// The project to look up, where the token alone does not decide.
@@ -226,99 +210,33 @@ impl Standing {
     }
 }
 
-/// Somebody who waits.
+/// How one caller stands to some projects.
 #[derive(Debug)]
 struct Join {
     sub: Sub,
     projects: Vec<Uuid>,
-    answer: oneshot::Sender<Result<Vec<Standing>>>,
 }
 
-/// The task's state.
+/// Who reads for all who wait.
 #[derive(Debug)]
-struct Desk {
-    db: Db,
-    settings: JoinSettings,
-    queue: mpsc::Receiver<Join>,
+struct Registrar {
+    retention: Duration,
     counters: Arc<Counters>,
-    stop: CancellationToken,
 }
 
-impl Desk {
-    /// Answers until `stop`; who still waits then is told so by the answer's dropped sender.
-    async fn run(mut self) {
-        let stop = self.stop.clone();
-        while let Some(first) = stop.run_until_cancelled(self.queue.recv()).await.flatten() {
-            // The connection comes first: whoever arrives while it is waited for is answered with the others.
-            let conn = self.db.acquire().await;
-            let batch = self.batch(first);
-            if batch.is_empty() {
-                continue;
-            }
-            let read = match conn {
-                Ok(mut conn) => {
-                    let read = self.read(&mut conn, &batch).await;
-                    if read.is_err() {
-                        // It may be in the middle of an answer that never comes.
-                        conn.close_on_drop();
-                    }
-                    read
-                }
-                Err(error) => Err(error),
-            };
-            answer(batch, read);
-        }
+impl Clerk for Registrar {
+    type Question = Join;
+    type Answer = Vec<Standing>;
+
+    fn weight(join: &Join) -> usize {
+        join.projects.len()
     }
 
-    /// The first join and those that wait behind it, without whoever went away meanwhile.
-    fn batch(&mut self, first: Join) -> Vec<Join> {
-        let (mut batch, mut projects) = (Vec::new(), 0);
-        let mut next = Some(first);
-        while let Some(join) = next {
-            if !join.answer.is_closed() {
-                projects += join.projects.len();
-                batch.push(join);
-            }
-            next = if projects < PROJECTS_MAX { self.queue.try_recv().ok() } else { None };
-        }
-        batch
-    }
-
-    /// Reads for the whole batch, or gives up when Postgres is out of reach or nobody waits any more.
-    async fn read(&self, conn: &mut PgConnection, batch: &[Join]) -> Result<Vec<Standing>> {
+    async fn answer(&mut self, conn: &mut PgConnection, joins: &[Join]) -> Result<Vec<Vec<Standing>>> {
         self.counters.statements.fetch_add(1, Ordering::Relaxed);
-        let read = timeout(self.settings.statement_timeout, self.standings(conn, batch));
-        tokio::select! {
-            read = read => read.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer."))),
-            () = self.lost() => Err(Error::unavailable("The database is out of reach.")),
-            () = self.stop.cancelled() => Err(stopped()),
-        }
-    }
-
-    async fn standings(&self, conn: &mut PgConnection, batch: &[Join]) -> Result<Vec<Standing>> {
-        let asked = batch.iter().flat_map(|join| join.projects.iter().map(|project| (*project, join.sub.as_str())));
+        let asked = joins.iter().flat_map(|join| join.projects.iter().map(|project| (*project, join.sub.as_str())));
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = asked.unzip();
-        standings(conn, projects, subs, self.settings.retention).await
-    }
-
-    /// Ends when Postgres is out of reach: a connection that went silent would say so only after minutes.
-    async fn lost(&self) {
-        let mut look = interval(LOOK_EVERY);
-        while self.db.is_reachable() {
-            look.tick().await;
-        }
-    }
-}
-
-/// Gives each join its part of what was read, or the same error to all.
-fn answer(batch: Vec<Join>, read: Result<Vec<Standing>>) {
-    let mut read = read.map(Vec::into_iter).map_err(Arc::new);
-    for join in batch {
-        let part = match &mut read {
-            Ok(standings) => Ok(standings.by_ref().take(join.projects.len()).collect()),
-            Err(error) => Err(Error::new(error.code(), error.problem().detail.clone()).with_cause(error.clone())),
-        };
-        // Whoever went away meanwhile needs none.
-        let _ = join.answer.send(part);
+        let mut standings = standings(conn, projects, subs, self.retention).await?.into_iter();
+        Ok(joins.iter().map(|join| standings.by_ref().take(join.projects.len()).collect()).collect())
     }
 }

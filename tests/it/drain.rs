@@ -249,3 +249,35 @@ async fn at_the_drain_deadline_a_stream_that_takes_nothing_is_cut() {
     }
     assert!((1..2500).contains(&seen), "{seen}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_admin_drains_a_node_as_a_signal_does_and_nobody_else_does() {
+    let url = database().await;
+    let mut server = Process::start(&url, &["--drain-spread=1s", "--heartbeat=100ms"]).await;
+    let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        let mut stream = ana.stream("rooms=topic:quiet", "").await;
+        stream.expect("stream:open").await;
+        streams.push(stream);
+    }
+    let drain = "/v1/admin/drain";
+    for roles in [&[][..], &[Role::Manager], &[Role::Service]] {
+        let other = Client::at(&server.address, &token("ben", roles));
+        assert_eq!(other.send(Method::POST, drain, Value::Null).await.0, StatusCode::FORBIDDEN, "{roles:?}");
+    }
+    let ready = async || ana.request(Method::GET, "/readyz").send().await.unwrap().status();
+    assert_eq!(ready().await, StatusCode::OK);
+    for stream in &mut streams {
+        assert_eq!(stream.next_or_beat().await.unwrap().event, "heartbeat", "nothing ends");
+    }
+    let begun = ana.request(Method::POST, drain).send().await.unwrap();
+    assert_eq!(begun.status(), StatusCode::ACCEPTED);
+    assert_eq!(ready().await, StatusCode::SERVICE_UNAVAILABLE, "at once");
+    for stream in &mut streams {
+        let (closing, data) = stream.expect("stream:closing").await;
+        assert_eq!((&data["reason"], data["reconnectInMs"].as_u64()), (&json!("draining"), closing.retry));
+        assert_eq!(stream.next().await, None);
+    }
+    assert_eq!(ended(&mut server).await.code(), Some(0));
+}

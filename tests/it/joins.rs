@@ -253,10 +253,10 @@ async fn a_full_queue_puts_off_who_comes_next_and_nobody_else() {
     waiting.extend([open(&server, &member, &rooms), open(&server, &member, &rooms)]);
     lock.has_seen(&server, 3).await;
     let (status, after, _) = open(&server, &member, &rooms).await.unwrap();
-    assert_eq!((status, after.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("1")));
+    assert_eq!((status, after.as_deref()), (StatusCode::SERVICE_UNAVAILABLE, Some("5")));
     let path = format!("/v1/rooms/{rooms}/events");
     let (status, problem) = Client::new(&server, &member).send(Method::GET, &path, Value::Null).await;
-    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("unavailable")));
+    assert_eq!((status, &problem["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("overloaded")));
     // Who needs no looking up is let in meanwhile.
     assert_eq!(open(&server, &member, "company").await.unwrap().0, StatusCode::OK);
     lock.release().await;
@@ -418,7 +418,7 @@ async fn a_server_that_stops_waits_for_no_join() {
     lock.has_seen(&server, 2).await;
     timeout(PATIENCE, server.stop()).await.expect("no statement is waited for");
     for join in [first, second, ask(2)] {
-        assert_eq!(join.await.unwrap().unwrap_err().code(), Code::Unavailable);
+        assert_eq!(join.await.unwrap().unwrap_err().code(), Code::Draining);
     }
 }
 

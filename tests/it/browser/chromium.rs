@@ -163,10 +163,24 @@ impl Browser {
 
     /// Clicks on what a selector finds, as a person would: where it is hidden, this fails.
     pub async fn click(&self, selector: &str) {
+        self.act(selector, "click", json!({})).await;
+    }
+
+    /// Types into what a selector finds, key by key.
+    pub async fn type_into(&self, selector: &str, text: &str) {
+        self.act(selector, "value", json!({ "text": text })).await;
+    }
+
+    async fn act(&self, selector: &str, action: &str, how: Value) {
         let found = json!({ "using": "css selector", "value": selector });
         let element = self.ask(Method::POST, "/element", found).await.unwrap();
         let id = element.as_object().unwrap().values().next().unwrap().as_str().unwrap().to_owned();
-        self.ask(Method::POST, &format!("/element/{id}/click"), json!({})).await.unwrap();
+        self.ask(Method::POST, &format!("/element/{id}/{action}"), how).await.unwrap();
+    }
+
+    /// Closes the tab, and with it the browser.
+    pub async fn close(self) {
+        self.ask(Method::DELETE, "/window", Value::Null).await.unwrap();
     }
 
     /// The page as a PNG.

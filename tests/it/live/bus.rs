@@ -52,6 +52,8 @@ async fn a_node_that_is_gone_has_no_streams_and_one_that_stands_still_is_waited_
         nix::sys::signal::kill(pid, signal).unwrap();
     };
     signal(nix::sys::signal::Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", other.child.id().unwrap());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") T ") {}
     // At first it is believed in: nobody knows whether it did it.
     let response = asking.request(reqwest::Method::POST, &format!("/v1/streams/{id}/rooms"));
     let response = response.json(&json!({ "leave": ["topic:a"] })).send().await.unwrap();

@@ -4,6 +4,7 @@ mod nodes;
 mod people;
 mod statements;
 mod typing;
+mod ways;
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -2,11 +2,16 @@
 
 use std::time::Duration;
 
-use serde_json::json;
-use tokio::time::Instant;
+use crewcast::auth::Role;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{Tab, person, person_token, read, until_read, until_rows};
-use crate::support::{Client, Process, connect, database, server, sql};
+use crate::support::{Client, Process, connect, database, server, sql, token};
 
 #[tokio::test]
 async fn two_nodes_agree() {
@@ -149,4 +154,46 @@ async fn tables_that_a_crash_has_emptied_are_written_again_and_nobody_flaps() {
     for server in nodes {
         server.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_leaves_while_the_clients_of_a_drained_node_come_back_when_they_were_told() {
+    const USERS: usize = 6;
+    let url = database().await;
+    // The last ones are told long after the grace of the first ones.
+    let settings = ["--presence-grace=1s", "--presence-lease=1s", "--drain-spread=4s"];
+    let (other, mut old) = (server(&url, &settings).await, Process::start(&url, &settings).await);
+    let mut watch = Tab::open(&person(&other, "ana"), "company").await;
+    let subs: Vec<String> = (0..USERS).map(|nth| format!("u{nth}")).collect();
+    let mut tabs = Vec::new();
+    for sub in &subs {
+        tabs.push(Tab::open(&Client::at(&old.address, &person_token(sub)), "company").await);
+        watch.until(&format!("company {sub} online")).await;
+    }
+    watch.told.clear();
+    let drain = Client::at(&old.address, &token("eva", &[Role::Admin]));
+    assert_eq!(drain.send(Method::POST, "/v1/admin/drain", Value::Null).await.0, StatusCode::ACCEPTED);
+    let mut returning = JoinSet::new();
+    for (mut tab, sub) in tabs.into_iter().zip(subs) {
+        let again = person(&other, &sub);
+        returning.spawn(async move {
+            let (closing, _) = tab.stream.expect("stream:closing").await;
+            // A browser waits for what `retry:` says.
+            sleep(Duration::from_millis(closing.retry.unwrap())).await;
+            Tab::resume(&again, "company", tab.stream.last_id()).await
+        });
+    }
+    let back = async {
+        let code = old.child.wait().await.unwrap().code();
+        (code, returning.join_all().await)
+    };
+    let (code, back) = tokio::select! {
+        done = back => done,
+        told = watch.hear() => panic!("{told}"),
+    };
+    assert_eq!((code, back.len()), (Some(0), USERS));
+    // Also when every grace that anybody had is over.
+    assert_eq!(watch.listen(Duration::from_secs(6)).await, [""; 0]);
+    assert_eq!(read(&person(&other, "ana"), "company").await.len(), USERS + 1);
+    other.stop().await;
 }

@@ -3,9 +3,10 @@
 use crewcast::auth::Claims;
 use reqwest::{Method, StatusCode, header::SET_COOKIE};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{kept, me, own, sign_in, with_seconds_left};
-use crate::support::{Client, Stream, connect, database, mint, publish, server, token};
+use crate::support::{Client, PATIENCE, Stream, connect, database, mint, publish, server, token};
 
 /// A stream, and its id.
 async fn opened(browser: &Client, query: &str) -> (Stream, String) {
@@ -76,7 +77,7 @@ async fn a_token_with_less_takes_rooms_from_all_streams_of_the_session() {
     }
     put_token(own(&far, &cookie).request(Method::PUT, &path(&streams[0].1)), &mint(&less)).await;
     for (stream, _) in &mut streams {
-        let (_, rooms) = stream.expect("stream:rooms").await;
+        let (_, rooms) = timeout(PATIENCE, stream.expect("stream:rooms")).await.expect("a room is taken away");
         assert_eq!(rooms["left"], json!([{ "room": "topic:a", "reason": "revoked" }]));
     }
     let refused = own(&near, &cookie).request(Method::GET, "/events?rooms=topic:a").send().await.unwrap();
