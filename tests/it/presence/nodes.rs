@@ -115,7 +115,8 @@ async fn a_grace_runs_on_over_a_restart() {
 #[tokio::test]
 async fn a_deploy_shows_nobody_leaving_who_comes_back_when_told() {
     let url = database().await;
-    let settings = ["--presence-grace=500ms"];
+    // The shorter the lease, the sooner the nodes look at each other.
+    let settings = ["--presence-grace=200ms", "--presence-lease=1s"];
     let (old, other) = (server(&url, &settings).await, server(&url, &settings).await);
     let mut watch = Tab::open(&person(&other, "ana"), "company").await;
     let mut tab = Tab::open(&person(&old, "ben"), "company").await;
