@@ -1,6 +1,6 @@
 //! The application: what is started in which order, and how it ends.
 
-use std::{net::SocketAddr, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
+use std::{net::SocketAddr, ops::Deref, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use axum::extract::FromRef;
@@ -53,9 +53,32 @@ use crate::{
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
 const BACKLOG: u32 = 4096;
 
-/// What every handler can reach. Cheap to clone.
-#[derive(Clone, FromRef)]
-pub struct App {
+/// What every handler can reach. A request is handed through a dozen layers, each of which clones it: it is one pointer.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl FromRef<App> for Arc<Verifier> {
+    fn from_ref(app: &App) -> Self {
+        app.verifier.clone()
+    }
+}
+
+impl FromRef<App> for Tickets {
+    fn from_ref(app: &App) -> Self {
+        app.tickets.clone()
+    }
+}
+
+/// The parts of a running server.
+pub struct Parts {
     /// The settings.
     pub config: Arc<Config>,
     /// Postgres.
@@ -87,7 +110,6 @@ pub struct App {
     /// What the nodes tell each other.
     pub bus: Bus,
     /// Cancelled when an admin wants this node to end: whoever runs it stops it then.
-    #[from_ref(skip)]
     pub leave: CancellationToken,
 }
 
@@ -160,7 +182,7 @@ impl Server {
         let (limiters, security) = http::limiters(&config, &metrics);
         tasks.spawn(limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
-        let app = App {
+        let app = App(Arc::new(Parts {
             config,
             db,
             node,
@@ -177,7 +199,7 @@ impl Server {
             draining,
             bus,
             leave: CancellationToken::new(),
-        };
+        }));
         tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
         tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
         tasks.spawn(http::session::keep(app.clone(), stop.clone()));
