@@ -122,19 +122,16 @@ impl Joins {
         Ok(admitted(caller, rooms, &mut standings.into_iter()))
     }
 
-    /// Whether callers may stay in these rooms, as of now: one statement for all of them, which waits for no other.
+    /// Whether callers may stay in these rooms, as of now: one statement for all of them.
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn may_stay(&self, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
+    pub async fn may_stay(&self, conn: &mut PgConnection, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
         let each = asked.iter().flat_map(|(caller, rooms)| rooms.iter().map(move |room| (*caller, room)));
         let looked = each.filter_map(|(caller, room)| undecided(caller, room).map(|id| (id, caller.sub.as_str())));
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = looked.unzip();
-        let standings = if projects.is_empty() {
-            Vec::new()
-        } else {
-            standings(&mut *self.db.acquire_raw().await?, projects, subs, self.retention).await?
-        };
+        let standings =
+            if projects.is_empty() { Vec::new() } else { standings(conn, projects, subs, self.retention).await? };
         let mut standings = standings.into_iter();
         Ok(asked.iter().map(|(caller, rooms)| admitted(caller, rooms, &mut standings)).collect())
     }

@@ -2,6 +2,7 @@
 
 use std::{any::Any, sync::Arc, time::Duration};
 
+use sqlx::PgConnection;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -46,23 +47,28 @@ impl Warden for Rights {
     /// A member who was taken out, and a project that went to another division. Of a payload that is too large for a stream
     /// only a reference is here: it may be one of those.
     fn takes_rights(&self, kind: &str, data: &str) -> bool {
+        let says = |text| data.contains(text) || data.starts_with(r#"{"ref":"#);
         match kind {
-            "membership:changed" => true,
-            "project:updated" => data.contains(r#""field":"division""#) || data.starts_with(r#"{"ref":"#),
+            "membership:changed" => says(r#""role":null"#),
+            "project:updated" => says(r#""field":"division""#),
             _ => false,
         }
+    }
+
+    fn kinds(&self) -> &'static [&'static str] {
+        &["membership:changed", "project:updated"]
     }
 
     fn is_revocable(&self, room: &str) -> bool {
         room.starts_with("project:")
     }
 
-    fn judge(&self, suspects: Vec<Suspect>) -> Judging<'_> {
+    fn judge<'a>(&'a self, conn: &'a mut PgConnection, suspects: Vec<Suspect>) -> Judging<'a> {
         Box::pin(async move {
             let rooms = |suspect: &Suspect| suspect.rooms.iter().filter_map(|room| room.parse().ok()).collect();
             let asked: Vec<(&Caller, Vec<Room>)> =
                 suspects.iter().map(|suspect| (caller(&suspect.holder), rooms(suspect))).collect();
-            let may = self.0.may_stay(&asked).await?;
+            let may = self.0.may_stay(conn, &asked).await?;
             Ok(suspects.iter().zip(may).filter_map(|(suspect, may)| verdict(suspect, &may)).collect())
         })
     }

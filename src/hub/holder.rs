@@ -2,6 +2,7 @@
 
 use std::{any::Any, fmt::Debug, pin::Pin, sync::Arc};
 
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::Refused;
@@ -42,9 +43,11 @@ pub trait Warden: Debug + Send + Sync {
     fn takes_rights(&self, kind: &str, data: &str) -> bool;
     /// Whether a room may be lost by what an event says; else only with the credentials.
     fn is_revocable(&self, room: &str) -> bool;
+    /// The events that may do so.
+    fn kinds(&self) -> &'static [&'static str];
     /// What these streams may no longer have, as of now: by one statement, however many they are.
     ///
     /// # Errors
     /// When Postgres does not say.
-    fn judge(&self, suspects: Vec<Suspect>) -> Judging<'_>;
+    fn judge<'a>(&'a self, conn: &'a mut PgConnection, suspects: Vec<Suspect>) -> Judging<'a>;
 }

@@ -27,6 +27,9 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Waits before connecting again: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
+/// Events of one read that may take rights from somebody; with more of them everybody is judged.
+const TAKINGS_MAX: i64 = 1000;
+
 /// The longest that the pump waits for the router to make room in the channel.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -142,7 +145,7 @@ impl Pump {
         let to = now.position();
         if to.epoch() != self.last.epoch() {
             self.proof.clear();
-            return self.jump(&now, asked).await;
+            return self.jump(conn, &now, asked).await;
         }
         if !now.snapshot.includes(self.last.base()) {
             // Only a database that was set back does that; a new connection finds out.
@@ -158,7 +161,7 @@ impl Pump {
             return Ok(());
         }
         if now.fresh.len() > usize::try_from(FRESH_MAX).expect("a small constant") {
-            return self.jump(&now, asked).await;
+            return self.jump(conn, &now, asked).await;
         }
         let reading = Reading::new(to.epoch().clone(), self.last.base().clone(), now.snapshot.clone())
             .expect("the new position is another one and includes the last");
@@ -166,37 +169,45 @@ impl Pump {
         // Announced only once its first events are here: a read that fails before that has never been.
         let page = match page(&mut reader, conn).await {
             Err(LogError::TooOld) => {
-                return self.jump(&now, asked).await;
+                return self.jump(conn, &now, asked).await;
             }
             page => page?,
         };
-        self.heed_rights(&page).await?;
+        self.heed_rights(conn, &page, &now.fresh).await?;
         let read = self.announce_read(&now, asked);
         self.route(conn, reader, Some(page), read).await
     }
 
     /// Whatever a read says of rights holds before anything of it is sent, since what was made later may stand before it.
-    /// Of a read that has more pages it is not known: all are judged.
-    async fn heed_rights(&self, first: &Page) -> Result<(), LogError> {
-        let takes = |event: &&Event| self.hub.warden.takes_rights(&event.kind, &event.data);
-        let rooms = first.events.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned());
-        let rooms: Option<Vec<String>> = first.last.then(|| rooms.collect());
-        if rooms.as_ref().is_some_and(Vec::is_empty) {
-            return Ok(());
-        }
-        self.judge(rooms.as_deref()).await
+    async fn heed_rights(&self, conn: &mut PgConnection, first: &Page, fresh: &[i64]) -> Result<(), LogError> {
+        let warden = &self.hub.warden;
+        let takes = |event: &&Event| warden.takes_rights(&event.kind, &event.data);
+        let rooms: Vec<String> = if first.last {
+            first.events.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned()).collect()
+        } else {
+            // The rest of the read is not here yet.
+            let told = log::of_kinds(conn, fresh, warden.kinds(), self.settings.event_bytes_max, TAKINGS_MAX);
+            let told = timeout(PAGE_TIMEOUT, told).await.unwrap_or(Err(SILENT))?;
+            if told.len() as i64 == TAKINGS_MAX {
+                return self.judge(conn, None).await;
+            }
+            told.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned()).collect()
+        };
+        if rooms.is_empty() { Ok(()) } else { self.judge(conn, Some(&rooms)).await }
     }
 
-    async fn judge(&self, rooms: Option<&[String]>) -> Result<(), LogError> {
+    async fn judge(&self, conn: &mut PgConnection, rooms: Option<&[String]>) -> Result<(), LogError> {
         let suspects = self.hub.suspects(rooms);
         if suspects.is_empty() {
             return Ok(());
         }
-        let judged = timeout(PAGE_TIMEOUT, self.hub.warden.judge(suspects)).await.map_err(|_| SILENT)?;
-        self.hub.apply(judged.map_err(|error| {
+        let judging = self.hub.warden.judge(conn, suspects);
+        let patience = if rooms.is_some() { ANSWER_TIMEOUT } else { PAGE_TIMEOUT };
+        let verdicts = timeout(patience, judging).await.map_err(|_| SILENT)?.map_err(|error| {
             tracing::debug!(%error, "rights are not judged");
             LogError::Broken("the rights of open streams cannot be judged")
-        })?);
+        })?;
+        self.hub.apply(verdicts);
         Ok(())
     }
 
@@ -224,7 +235,7 @@ impl Pump {
         let asked = self.hub.asked.load(Ordering::SeqCst);
         let now = within(log::now(conn, &[])).await?;
         if now.epoch == *self.last.epoch() {
-            self.jump(&now, asked).await?;
+            self.jump(conn, &now, asked).await?;
         }
         Ok(())
     }
@@ -273,8 +284,8 @@ impl Pump {
 
     /// Goes on from `now`, over more than can be routed, over what the log has let go, or to another epoch: every session
     /// reads for itself.
-    async fn jump(&mut self, now: &Now, asked: u64) -> Result<(), LogError> {
-        self.judge(None).await?;
+    async fn jump(&mut self, conn: &mut PgConnection, now: &Now, asked: u64) -> Result<(), LogError> {
+        self.judge(conn, None).await?;
         self.last = now.position();
         let tail = self.announce(now, asked, 1);
         self.tell(Routed::Jumped(tail));

@@ -193,6 +193,10 @@ impl Session {
     /// The next bytes; none once the stream has ended.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         let mut chunk = Chunk::default();
+        if self.timer.is_elapsed() {
+            // What came after its end is not for a stream that was slow to take what came before.
+            self.tick(cx);
+        }
         self.fill(&mut chunk, cx);
         self.tick(cx);
         if chunk.is_empty() && !self.own.is_empty() {
@@ -414,6 +418,11 @@ impl Session {
         while self.timer.as_mut().poll(cx).is_ready() && !matches!(self.source, Source::Ended) {
             let now = Instant::now();
             if now >= self.expires.at {
+                // It may have been told of a later end.
+                if let Some(told) = self.seat.mailbox.told(cx) {
+                    self.heed(*told);
+                    continue;
+                }
                 return self.close(Closing { reason: ClosingReason::Expired, reconnect_ms: RETRY_MS });
             }
             if self.expires.told.take_if(|told| now >= *told).is_some() {

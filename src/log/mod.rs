@@ -74,7 +74,7 @@ use sqlx::PgConnection;
 pub use self::{
     event::{Event, Meta, NewEvent},
     position::{Epoch, Position, Reading, Snapshot},
-    read::{BODIES, KEYS, KEYS_MAX, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, one},
+    read::{BODIES, KEYS, KEYS_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one},
 };
 
 /// More transactions than this at once are not routed one by one: the streams read them from the log.

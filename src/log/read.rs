@@ -90,6 +90,32 @@ pub const TRANSACTIONS: &str = concat!(
                 order by body.seq) as event on true"
 );
 
+/// Events of some kinds that some transactions made. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: kinds, `$4`: rows at
+/// most.
+pub const OF_KINDS: &str = concat!(
+    "select event.* from unnest($2::bigint[]) as fresh (xact)
+     cross join lateral (select ",
+    event_columns!(),
+    "                    from crewcast.events where xact = fresh.xact and type = any($3)) as event
+     limit $4"
+);
+
+/// Events of these kinds that these transactions made, `most` of them at most, in any order.
+///
+/// # Errors
+/// When Postgres refuses.
+pub async fn of_kinds(
+    conn: &mut PgConnection,
+    fresh: &[i64],
+    kinds: &[&str],
+    bytes_max: u64,
+    most: i64,
+) -> Result<Vec<Event>, LogError> {
+    let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
+    let events = sqlx::query_as(OF_KINDS).bind(bytes_max).bind(fresh).bind(kinds).bind(most);
+    Ok(events.fetch_all(conn).await?)
+}
+
 impl Reader {
     /// A read of what is in `to` and not in `from`, from its beginning. Payloads of more than `bytes_max` bytes come as
     /// references.

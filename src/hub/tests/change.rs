@@ -76,6 +76,8 @@ struct Stream {
     was_hurried: bool,
     /// The rooms that it ever left.
     left: BTreeSet<String>,
+    /// Whether it wants to be in a room, by what it asked for last.
+    wants: BTreeMap<String, bool>,
 }
 
 /// A join that was answered.
@@ -156,6 +158,8 @@ impl World {
         for mut stream in self.streams {
             stream.hear(false);
             while stream.turn(&self.log) {}
+            let mailbox = stream.hub.mailbox(stream.key).unwrap();
+            assert!(stream.wants.iter().all(|(room, wants)| mailbox.is_in(room) == *wants), "{:?}", stream.wants);
             assert!(stream.joining.is_empty() && stream.asked.is_empty(), "a join was never told of");
             stream.has_all(&self.log, &end);
         }
@@ -197,10 +201,11 @@ impl Stream {
         };
         let rooms = rooms.into_iter().map(|room| (room, start.clone())).collect();
         let (joining, asked, taken) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        let wants = BTreeMap::new();
         let (got, left, was_hurried) = (BTreeSet::new(), BTreeSet::new(), false);
         let (parser, key, hub) = (Parser::default(), stream_id, hub.clone());
         let last_id = String::new();
-        Self { session, parser, last_id, key, hub, start, rooms, joining, asked, taken, got, was_hurried, left }
+        Self { session, parser, last_id, key, hub, start, rooms, joining, asked, taken, got, was_hurried, left, wants }
     }
 
     fn join(&mut self, hub: &Arc<Hub>, mask: u8, after: Option<Position>) {
@@ -227,6 +232,7 @@ impl Stream {
             match joined.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(joined) => {
                     assert_eq!(joined.unwrap().joined, rooms);
+                    self.wants.extend(rooms.iter().map(|room| (room.clone(), true)));
                     let at = self.hub.state().settled.1.clone();
                     let (since, left) = (is_settled.then(|| at.clone()), self.left.clone());
                     self.asked.push_back(Asked { rooms, after: after.unwrap_or(at), since, left });
@@ -238,6 +244,7 @@ impl Stream {
     }
 
     fn leave(&mut self, hub: &Arc<Hub>, mask: u8) {
+        self.wants.extend(names(mask).into_iter().map(|room| (room, false)));
         let left = hub.leave(self.key, &names(mask)).unwrap().into_iter().map(|left| left.room);
         // While it has to catch up, it stays.
         let mailbox = hub.mailbox(self.key).unwrap();
@@ -251,6 +258,7 @@ impl Stream {
             self.taken.push_back(self.asked.len());
             self.left.extend(names(mask));
         }
+        self.wants.extend(names(mask).into_iter().map(|room| (room, false)));
         let revoked = |room| Refused { room, reason: Refusal::Revoked };
         hub.take_away(self.key, &names(mask).into_iter().map(revoked).collect::<Vec<_>>());
     }
