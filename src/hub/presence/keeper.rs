@@ -160,7 +160,7 @@ impl Keeper {
     }
 
     async fn write_own(&self, conn: &mut PgConnection, ended: bool) -> sqlx::Result<bool> {
-        let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended };
+        let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended, age: Duration::ZERO };
         store::write_node(conn, beat, &self.name).await
     }
 
