@@ -1,6 +1,6 @@
 //! Presence and typing: who is in which room, and what they do there.
 //!
-//! Each node holds the picture of the whole cluster in memory, the [`View`], and tells its own streams what changes in it.
+//! Each node holds the picture of the whole cluster in memory, the `View`, and tells its own streams what changes in it.
 //! What happens to its own streams is in the picture at once. The *keeper* writes that to a table, many streams in one
 //! statement, and reads what the other nodes wrote; it goes on in memory while Postgres is away. A node that is gone
 //! takes its users along when its *lease* has run out; one that stops says for how long each of its users stays.
