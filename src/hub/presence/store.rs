@@ -36,8 +36,8 @@ pub const PUT: &str = "
                 $11::text[], $12::text[], $13::float8[])
         as facts (stream, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field, grace)
     on conflict (stream) do update
-        set batch = excluded.batch, name = excluded.name, avatar_url = excluded.avatar_url, rooms = excluded.rooms,
-            is_idle = excluded.is_idle, stamp = excluded.stamp, viewing = excluded.viewing,
+        set batch = excluded.batch, sub = excluded.sub, name = excluded.name, avatar_url = excluded.avatar_url,
+            rooms = excluded.rooms, is_idle = excluded.is_idle, stamp = excluded.stamp, viewing = excluded.viewing,
             editing_room = excluded.editing_room, editing_field = excluded.editing_field, ends_at = excluded.ends_at";
 
 /// Streams of a node that count no more. `$1`: the node, `$2`: the batch, `$3`: the streams. One that was never written is
