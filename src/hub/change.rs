@@ -13,7 +13,7 @@
 //! brings it, that is, if it came after the stream joined that room. So an event that is in a room of before as well comes
 //! once, by that one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use time::OffsetDateTime;
 use tokio::{sync::oneshot, time::timeout};
@@ -291,11 +291,7 @@ impl Hub {
             mailbox
         };
         self.presence.moved(stream, || mailbox.rooms(), &[]);
-        match whisper::who(holder.as_ref()) {
-            Some(who) => self.presence.renewed(stream, who),
-            // A service is seen by nobody.
-            None => self.presence.closed(stream, Duration::ZERO),
-        }
+        self.presence.renewed(stream, whisper::who(holder.as_ref()), || mailbox.rooms());
         Ok(())
     }
 

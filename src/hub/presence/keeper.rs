@@ -136,7 +136,7 @@ impl Keeper {
         let is_new = self.write_own(&mut tx, ended).await?;
         if is_new && self.is_known {
             // A crash has emptied the tables, or we were away for so long that we were swept.
-            batch.put = self.presence.take_batch(true).put;
+            self.presence.take_again(batch);
             self.batch += 1;
             self.write_own(&mut tx, ended).await?;
         }
@@ -160,7 +160,7 @@ impl Keeper {
     }
 
     async fn write_own(&self, conn: &mut PgConnection, ended: bool) -> sqlx::Result<bool> {
-        let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended };
+        let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended, age: Duration::ZERO };
         store::write_node(conn, beat, &self.name).await
     }
 
@@ -250,7 +250,7 @@ impl Presence {
     }
 
     /// What is to be written: what has changed, or all that there is.
-    fn take_batch(&self, whole: bool) -> Batch {
+    pub(super) fn take_batch(&self, whole: bool) -> Batch {
         let mut state = self.state();
         let mut streams = std::mem::take(&mut state.dirty);
         if whole {
@@ -264,6 +264,12 @@ impl Presence {
             }
         }
         batch
+    }
+
+    /// Makes all streams of it, together with what has happened since it was taken.
+    pub(super) fn take_again(&self, batch: &mut Batch) {
+        self.put_back(std::mem::take(batch));
+        *batch = self.take_batch(true);
     }
 
     /// It could not be written.

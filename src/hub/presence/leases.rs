@@ -2,7 +2,8 @@
 //!
 //! Each node counts its beats in a row of its own. A node whose count stands still for a lease of time is dead: of time
 //! in which *we* could look. While Postgres was away from us nobody can have shown a sign of life, so it does not count;
-//! and no clocks of different machines are compared.
+//! and no clocks of different machines are compared. How long a node has been silent that we see for the first time is
+//! told by Postgres: whoever died before we came is not believed in for a lease more.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -20,6 +21,8 @@ pub(super) struct Beat {
     pub(super) batch: i64,
     /// Whether it said good-bye: each of its streams has a grace of its own, and no lease is waited for.
     pub(super) ended: bool,
+    /// How long ago it was written, by Postgres's clock.
+    pub(super) age: Duration,
 }
 
 /// What is to be read of a node's streams.
@@ -79,9 +82,6 @@ impl Leases {
         let counted = self.looked.map_or(Duration::ZERO, |last| (now - last).min(self.counted_max));
         self.looked = Some(now);
         let mut findings = Findings::default();
-        for row in rows {
-            self.see(row, now, &mut findings);
-        }
         let seen = |key: &NodeKey| rows.iter().find(|row| row.node == *key);
         for (key, node) in &mut self.nodes {
             let row = seen(key);
@@ -89,6 +89,9 @@ impl Leases {
             node.silent = if is_moving { Duration::ZERO } else { node.silent + counted };
             node.beat = row.map_or(node.beat, |row| row.beat);
             node.ended |= row.is_some_and(|row| row.ended);
+            if is_moving && std::mem::take(&mut node.is_dead) {
+                node.followed = None;
+            }
             if node.silent >= self.lease && !node.is_dead && !node.ended {
                 node.is_dead = true;
                 findings.dead.push(*key);
@@ -97,18 +100,18 @@ impl Leases {
         let lease = self.lease;
         // A dead node whose row was swept is nobody.
         self.nodes.retain(|key, node| seen(key).is_some() || node.silent < lease);
-        findings.read.retain(|(node, _)| !findings.dead.contains(node));
+        for row in rows {
+            self.see(row, now, &mut findings);
+        }
         findings
     }
 
     fn see(&mut self, row: &Beat, now: Instant, findings: &mut Findings) {
-        let new = || Node { beat: row.beat, silent: Duration::ZERO, is_dead: false, ended: false, followed: None };
-        let node = self.nodes.entry(row.node).or_insert_with(new);
-        if node.is_dead && row.beat == node.beat {
+        let Beat { beat, ended, age: silent, .. } = *row;
+        let is_dead = silent >= self.lease && !ended;
+        let node = self.nodes.entry(row.node).or_insert(Node { beat, silent, is_dead, ended, followed: None });
+        if node.is_dead {
             return;
-        }
-        if std::mem::take(&mut node.is_dead) {
-            node.followed = None;
         }
         match &mut node.followed {
             Some((_, at)) if now - *at > self.followed_within => findings.read.push((row.node, Follow::Whole)),

@@ -1,6 +1,6 @@
 //! Presence and typing: who is in which room, and what they do there.
 //!
-//! Each node holds the picture of the whole cluster in memory, the [`View`], and tells its own streams what changes in it.
+//! Each node holds the picture of the whole cluster in memory, the `View`, and tells its own streams what changes in it.
 //! What happens to its own streams is in the picture at once. The *keeper* writes that to a table, many streams in one
 //! statement, and reads what the other nodes wrote; it goes on in memory while Postgres is away. A node that is gone
 //! takes its users along when its *lease* has run out; one that stops says for how long each of its users stays.
@@ -100,6 +100,8 @@ pub struct Presence {
 struct State {
     view: View,
     typing: Typing,
+    /// Open streams of this node whose user never appears.
+    unseen: HashSet<Uuid>,
     /// Streams of this node whose rows are not what they should be.
     dirty: HashSet<Uuid>,
     /// What the clock's task waits for.
@@ -117,7 +119,8 @@ impl Presence {
         deliver: impl Fn(Whisper) + Send + Sync + 'static,
     ) -> Self {
         let (view, typing) = (View::new(settings.users_max), Typing::new(settings.typing_ttl));
-        let state = State { view, typing, dirty: HashSet::new(), awaited: None, stamp: 0 };
+        let (unseen, dirty) = (HashSet::new(), HashSet::new());
+        let state = State { view, typing, unseen, dirty, awaited: None, stamp: 0 };
         Self {
             node,
             settings,
@@ -141,6 +144,8 @@ impl Presence {
             let news = state.view.opened(stream, who, &rooms, resumed, now);
             self.tell(news, Some(stream));
             self.write(&mut state, stream);
+        } else {
+            state.unseen.insert(stream);
         }
         self.show(&mut state, stream, &rooms, now);
         self.wake(&mut state);
@@ -164,14 +169,29 @@ impl Presence {
         self.wake(&mut state);
     }
 
-    /// A stream of this node goes on with another token.
-    pub fn renewed(&self, stream: Uuid, who: Who) {
+    /// A stream of this node goes on with another token; its `who` is none now for those who never appear. Who appears by
+    /// that is in the rooms that `rooms` says by then.
+    pub fn renewed(&self, stream: Uuid, who: Option<Who>, rooms: impl FnOnce() -> Vec<String>) {
+        let now = Instant::now();
         let mut state = self.state();
-        if state.view.facts(stream).is_some_and(|facts| *facts.who != who) {
-            let news = state.view.renamed(stream, who, Instant::now());
-            self.tell(news, None);
-            self.write(&mut state, stream);
-        }
+        let shown = state.view.facts(stream).map(|facts| (facts.who.clone(), facts.ends));
+        let news = match (who, shown) {
+            (Some(who), Some((shown, _))) if *shown != who => state.view.renamed(stream, who, now),
+            // One that has ended meanwhile would stay for ever.
+            (Some(who), None) if state.unseen.remove(&stream) => {
+                state.view.opened(stream, who, &with_presence(&rooms()), true, now)
+            }
+            (None, Some((_, None))) => {
+                let told = state.typing.keep_in(stream, &[]);
+                self.tell_typing(&told);
+                state.unseen.insert(stream);
+                state.view.closed(stream, Duration::ZERO, now)
+            }
+            _ => return,
+        };
+        self.tell(news, None);
+        self.write(&mut state, stream);
+        self.wake(&mut state);
     }
 
     /// The client of a stream of this node says what its user does. Whether that is anybody who is shown.
@@ -211,6 +231,7 @@ impl Presence {
     pub fn closed(&self, stream: Uuid, grace: Duration) {
         let now = Instant::now();
         let mut state = self.state();
+        state.unseen.remove(&stream);
         let told = state.typing.keep_in(stream, &[]);
         self.tell_typing(&told);
         if state.view.facts(stream).is_none_or(|facts| facts.ends.is_some()) {

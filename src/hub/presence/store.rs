@@ -36,8 +36,8 @@ pub const PUT: &str = "
                 $11::text[], $12::text[], $13::float8[])
         as facts (stream, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field, grace)
     on conflict (stream) do update
-        set batch = excluded.batch, name = excluded.name, avatar_url = excluded.avatar_url, rooms = excluded.rooms,
-            is_idle = excluded.is_idle, stamp = excluded.stamp, viewing = excluded.viewing,
+        set batch = excluded.batch, sub = excluded.sub, name = excluded.name, avatar_url = excluded.avatar_url,
+            rooms = excluded.rooms, is_idle = excluded.is_idle, stamp = excluded.stamp, viewing = excluded.viewing,
             editing_room = excluded.editing_room, editing_field = excluded.editing_field, ends_at = excluded.ends_at";
 
 /// Streams of a node that count no more. `$1`: the node, `$2`: the batch, `$3`: the streams. One that was never written is
@@ -55,8 +55,9 @@ pub const END: &str = "
 pub const FORGET: &str = "
     delete from crewcast.presence where node = $1 and ends_at < now() - make_interval(secs => $2)";
 
-/// The rows of all other nodes. `$1`: this one.
-pub const NODES: &str = "select key, beat, batch, ended from crewcast.nodes where key <> $1";
+/// The rows of all other nodes, and how old their beats are by the one clock that all nodes have. `$1`: this one.
+pub const NODES: &str = "
+    select key, beat, batch, ended, extract(epoch from now() - beat_at)::float8 from crewcast.nodes where key <> $1";
 
 /// A node's streams that were written after a batch. `$1`: the node, `$2`: the batch. What is left of a grace is computed
 /// by the one clock that both nodes have.
@@ -94,7 +95,7 @@ impl Batch {
 
 /// Writes a node's own row. Whether it is new.
 pub(super) async fn write_node(conn: &mut PgConnection, beat: Beat, name: &str) -> sqlx::Result<bool> {
-    let Beat { node, beat, batch, ended } = beat;
+    let Beat { node, beat, batch, ended, .. } = beat;
     sqlx::query_scalar(NODE).bind(node.to_sql()).bind(name).bind(beat).bind(batch).bind(ended).fetch_one(conn).await
 }
 
@@ -152,8 +153,11 @@ async fn put(
 
 /// The rows of all nodes but this.
 pub(super) async fn nodes(conn: &mut PgConnection, node: NodeKey) -> sqlx::Result<Vec<Beat>> {
-    let rows: Vec<(i64, i64, i64, bool)> = sqlx::query_as(NODES).bind(node.to_sql()).fetch_all(conn).await?;
-    let beat = |(key, beat, batch, ended)| Some(Beat { node: NodeKey::from_sql(key)?, beat, batch, ended });
+    let rows: Vec<(i64, i64, i64, bool, f64)> = sqlx::query_as(NODES).bind(node.to_sql()).fetch_all(conn).await?;
+    let beat = |(key, beat, batch, ended, age)| {
+        let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+        Some(Beat { node: NodeKey::from_sql(key)?, beat, batch, ended, age })
+    };
     Ok(rows.into_iter().filter_map(beat).collect())
 }
 

@@ -1,7 +1,7 @@
 //! Who types where. It is said again and again while it lasts, and ends by itself where it is not.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +16,9 @@ use crate::ids::{Room, Sub};
 
 /// Fields that one stream may be typing in at once.
 pub const FIELDS_MAX: usize = 8;
+
+/// Typists that whoever comes to a room is told of. Those of a room that has more are seen when they begin anew.
+pub(super) const TYPISTS_MAX: usize = 50;
 
 /// The data of `typing:start` and `typing:stop`.
 #[derive(Debug, Serialize, ToSchema)]
@@ -49,7 +52,7 @@ pub(super) struct Told {
     pub(super) stream: Uuid,
 }
 
-/// Where somebody types.
+/// Where somebody types. Those of a room come together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) room: Arc<str>,
@@ -75,14 +78,14 @@ type Typists = (Option<Box<str>>, Vec<(Uuid, Instant)>);
 pub(super) struct Typing {
     /// How long it lasts when it is not said again.
     ttl: Duration,
-    places: HashMap<Arc<Place>, Typists>,
+    places: BTreeMap<Arc<Place>, Typists>,
     streams: HashMap<Uuid, Vec<Arc<Place>>>,
     ends: BTreeSet<(Instant, Uuid, Arc<Place>)>,
 }
 
 impl Typing {
     pub(super) fn new(ttl: Duration) -> Self {
-        Self { ttl, places: HashMap::new(), streams: HashMap::new(), ends: BTreeSet::new() }
+        Self { ttl, places: BTreeMap::new(), streams: HashMap::new(), ends: BTreeSet::new() }
     }
 
     /// A stream's user types in a field of a project, or does still.
@@ -132,10 +135,12 @@ impl Typing {
         left.filter_map(|place| self.end(stream, place)).collect()
     }
 
-    /// Who types in a room, for a stream that comes to it.
+    /// Who types in a room, for a stream that comes to it: not all, if they are very many.
     pub(super) fn in_room(&self, room: &str, stream: Uuid) -> Vec<Told> {
-        let here = self.places.iter().filter(|(place, _)| *place.room == *room);
-        here.map(|(place, (name, _))| Told { place: place.clone(), name: name.clone(), is_typing: true, stream })
+        let first = Place { room: room.into(), field: "".into(), sub: "".into() };
+        let here = self.places.range::<Place, _>(first..).take_while(|(place, _)| *place.room == *room);
+        here.take(TYPISTS_MAX)
+            .map(|(place, (name, _))| Told { place: place.clone(), name: name.clone(), is_typing: true, stream })
             .collect()
     }
 

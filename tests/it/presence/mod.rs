@@ -152,3 +152,9 @@ async fn until_rows(conn: &mut PgConnection, rows: i64) {
     let written = async { while number(conn, "select count(*) from crewcast.presence").await < rows {} };
     timeout(PATIENCE, written).await.unwrap_or_else(|_| panic!("{rows} streams were never written"));
 }
+
+/// Asks until there is anything of what is counted.
+async fn until_some(conn: &mut PgConnection, count: &str) {
+    let is_there = async { while number(conn, count).await == 0 {} };
+    timeout(PATIENCE, is_there).await.unwrap_or_else(|_| panic!("nothing was ever there: {count}"));
+}

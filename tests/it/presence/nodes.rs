@@ -56,6 +56,24 @@ async fn a_killed_nodes_users_leave_when_its_lease_ends() {
 }
 
 #[tokio::test]
+async fn a_killed_nodes_users_are_shown_by_a_node_that_starts_in_its_lease_and_not_later() {
+    let url = database().await;
+    let mut doomed = Process::start(&url, &[]).await;
+    let _tab = Tab::open(&Client::at(&doomed.address, &person_token("ben")), "company").await;
+    let mut conn = connect(&url).await;
+    until_rows(&mut conn, 1).await;
+    doomed.child.kill().await.unwrap();
+    let at_once = server(&url, &[]).await;
+    assert_eq!(read(&person(&at_once, "ana"), "company").await, ["ben"]);
+    sql(&mut conn, "update crewcast.nodes set beat_at = beat_at - interval '1 min'").await;
+    let later = server(&url, &[]).await;
+    assert_eq!(read(&person(&later, "ana"), "company").await, [""; 0]);
+    for server in [at_once, later] {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_stood_still_comes_back_with_its_users() {
     let url = database().await;
     let lease = ["--presence-lease=1s"];

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crewcast::auth::Role;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::{Tab, person, read, until_read};
-use crate::support::{Client, database, server, token};
+use super::{Tab, person, person_token, read, until_read, until_rows, until_some};
+use crate::support::{Client, connect, database, number, server, sql, token};
 
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -111,7 +112,7 @@ async fn what_is_viewed_and_edited_is_seen_where_it_may_be() {
 #[tokio::test]
 async fn services_never_appear_and_see_who_is_there() {
     let server = server(&database().await, &[]).await;
-    let erp = Client::new(&server, &token("erp", &[crewcast::auth::Role::Service]));
+    let erp = Client::new(&server, &token("erp", &[Role::Service]));
     let mut watch = Tab::open(&erp, "company").await;
     let _tab = Tab::open(&person(&server, "ben"), "company").await;
     watch.until("company ben online").await;
@@ -173,5 +174,64 @@ async fn what_cannot_be_read_or_said_is_refused() {
     }
     let (status, _) = member.send(Method::PUT, &path, json!({ "status": "idle" })).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "somebody else's stream");
+    server.stop().await;
+}
+
+/// Has a stream go on with a token of its user, as a person or as a service.
+async fn put_token(client: &Client, tab: &Tab, token: &str) {
+    let path = format!("/v1/streams/{}/token", tab.id);
+    let (status, answer) = client.send(Method::PUT, &path, json!({ "token": token })).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+}
+
+#[tokio::test]
+async fn a_stream_whose_token_makes_it_a_persons_appears_and_goes_when_it_is_a_services_again() {
+    let url = database().await;
+    let nodes = [server(&url, &["--presence-grace=200ms"]).await, server(&url, &["--presence-grace=200ms"]).await];
+    let mut watches = Vec::new();
+    for node in &nodes {
+        watches.push(Tab::open(&person(node, "ana"), "company").await);
+    }
+    let (service, ben) = (token("ben", &[Role::Service]), person(&nodes[0], "ben"));
+    let tab = Tab::open(&Client::new(&nodes[0], &service), "company").await;
+    for _ in 0..2 {
+        put_token(&ben, &tab, &person_token("ben")).await;
+        for watch in &mut watches {
+            watch.until("company ben online").await;
+        }
+        tab.report(&ben, json!({ "status": "idle" })).await;
+        watches[1].until("company ben idle").await;
+        put_token(&ben, &tab, &service).await;
+        for watch in &mut watches {
+            watch.until("company ben offline").await;
+        }
+        let path = format!("/v1/streams/{}/presence", tab.id);
+        assert_eq!(ben.send(Method::PUT, &path, json!({ "status": "idle" })).await.0, StatusCode::NOT_FOUND);
+    }
+    for server in nodes {
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_was_a_service_again_before_they_were_written_is_written_as_themselves() {
+    let url = database().await;
+    let server = server(&url, &[]).await;
+    let (mut conn, mut blocker) = (connect(&url).await, connect(&url).await);
+    let ben = person(&server, "ben");
+    // What comes while a batch waits for Postgres is gathered for the next one.
+    sql(&mut blocker, "begin").await;
+    sql(&mut blocker, "lock table crewcast.nodes in share mode").await;
+    let waiting = "select count(*) from pg_locks where not granted and relation = 'crewcast.nodes'::regclass
+                   and database = (select oid from pg_database where datname = current_database())";
+    until_some(&mut conn, waiting).await;
+    let tab = Tab::open(&ben, "company").await;
+    put_token(&ben, &tab, &token("ben", &[Role::Service])).await;
+    sql(&mut blocker, "commit").await;
+    until_rows(&mut conn, 1).await;
+    put_token(&ben, &tab, &person_token("ben")).await;
+    let open = "select count(*) from crewcast.presence where ends_at is null";
+    until_some(&mut conn, open).await;
+    assert_eq!(number(&mut conn, &format!("{open} and sub = 'ben'")).await, 1);
     server.stop().await;
 }

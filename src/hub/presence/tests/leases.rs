@@ -25,7 +25,11 @@ impl Stage {
 
     /// What a look finds after a second, in which the node got to this beat and this batch.
     fn look(&mut self, beat: i64, batch: i64) -> Findings {
-        self.look_at(&[Beat { node: self.node, beat, batch, ended: false }])
+        self.look_at(&[self.row(beat, batch)])
+    }
+
+    fn row(&self, beat: i64, batch: i64) -> Beat {
+        Beat { node: self.node, beat, batch, ended: false, age: Duration::ZERO }
     }
 
     fn look_at(&mut self, rows: &[Beat]) -> Findings {
@@ -119,10 +123,51 @@ fn a_table_that_was_emptied_costs_nobody_anything_for_a_lease() {
 #[test]
 fn a_node_that_said_good_bye_is_never_dead() {
     let mut stage = Stage::new();
-    let rows = [Beat { node: stage.node, beat: 3, batch: 2, ended: true }];
+    let rows = [Beat { ended: true, age: SECOND * 60, ..stage.row(3, 2) }];
     assert_eq!(stage.look_at(&rows), stage.reads(Follow::Whole));
     for _ in 0..3 * LEASE {
         assert_eq!(stage.look_at(&rows), Findings::default());
     }
     assert_eq!(stage.look_at(&[]), Findings::default());
+}
+
+#[test]
+fn a_node_that_was_silent_before_it_is_seen_has_the_rest_of_its_lease() {
+    let mut stage = Stage::new();
+    // Whoever has looked before is no different.
+    stage.look_at(&[]);
+    let rows = [Beat { age: SECOND * (LEASE - 3), ..stage.row(1, 1) }];
+    assert_eq!(stage.look_at(&rows), stage.reads(Follow::Whole));
+    for _ in 1..3 {
+        assert_eq!(stage.look_at(&rows), Findings::default());
+    }
+    assert_eq!(stage.look_at(&rows), stage.is_dead());
+}
+
+#[test]
+fn a_node_that_died_before_it_is_seen_is_not_read_until_it_beats() {
+    let mut stage = Stage::new();
+    stage.leases.failed();
+    let rows = [Beat { age: SECOND * LEASE, ..stage.row(1, 1) }];
+    for _ in 0..2 * LEASE {
+        assert_eq!(stage.look_at(&rows), Findings::default(), "nobody was shown who could leave");
+    }
+    assert_eq!(stage.leases.alive(), 0);
+    assert_eq!(stage.look(2, 1), stage.reads(Follow::Whole), "all waited for Postgres");
+    assert_eq!(stage.leases.alive(), 1);
+}
+
+#[test]
+fn a_node_that_is_known_is_not_dead_because_postgres_was_away_from_all() {
+    let mut stage = Stage::new();
+    stage.look(1, 1);
+    for beat in 2..4 {
+        // It beat once more before, and did not get to it since.
+        stage.leases.failed();
+        stage.now += SECOND * 60;
+        let rows = [Beat { age: SECOND * 60, ..stage.row(beat, 1) }];
+        for _ in 0..LEASE {
+            assert_eq!(stage.look_at(&rows).dead, []);
+        }
+    }
 }

@@ -1,6 +1,36 @@
 //! Presence without Postgres and without a clock.
 
+mod keeper;
 mod leases;
 mod model;
+mod renewed;
 mod typing;
 mod view;
+
+use std::{sync::Arc, time::Duration};
+
+use uuid::Uuid;
+
+use super::{Presence, PresenceSettings, Who};
+use crate::{ids::NodeKey, metrics::Metrics};
+
+fn presence() -> Presence {
+    let settings = PresenceSettings {
+        grace: Duration::from_secs(5),
+        lease: Duration::from_secs(10),
+        users_max: 200,
+        typing_ttl: Duration::from_secs(6),
+    };
+    Presence::new(NodeKey::random(), settings, Arc::new(Metrics::default()), |_| ())
+}
+
+fn who(sub: &str) -> Who {
+    Who::new(sub, None, None)
+}
+
+/// Opens a stream of this user, if it is one who appears.
+fn open(presence: &Presence, sub: Option<&str>) -> Uuid {
+    let stream = presence.node.stream();
+    presence.opened(stream, sub.map(who), || vec!["company".to_owned()], false);
+    stream
+}

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::hub::presence::{
     facts::Who,
-    typing::{FIELDS_MAX, Told, TooManyFields, Typing},
+    typing::{FIELDS_MAX, TYPISTS_MAX, Told, TooManyFields, Typing},
 };
 
 const TTL: Duration = Duration::from_secs(6);
@@ -76,4 +76,35 @@ fn a_stream_types_in_a_few_fields_at_once() {
     assert_eq!(stage.start(1, "a", "project:x", "one more"), Err(TooManyFields));
     assert_eq!(stage.start(1, "a", "project:x", "0"), Ok(None));
     assert!(stage.start(2, "a", "project:x", "one more").is_ok());
+}
+
+#[test]
+fn whoever_comes_is_told_of_the_typists_of_that_room_and_of_some_if_they_are_very_many() {
+    let mut stage = Stage::new();
+    for (stream, room) in ["project:w", "project:x", "project:xx", "project:y", "project:x"].into_iter().enumerate() {
+        stage.start(stream as u128, &format!("u{stream}"), room, "name").unwrap();
+    }
+    let told = |stage: &Stage, room: &str| -> Vec<String> {
+        stage.typing.in_room(room, Uuid::nil()).iter().map(|told| told.place.sub.to_string()).collect()
+    };
+    assert_eq!(told(&stage, "project:x"), ["u1", "u4"]);
+    assert_eq!(told(&stage, "project:z"), [""; 0]);
+    for stream in 10..70 {
+        stage.start(stream, &format!("u{stream}"), "project:x", "name").unwrap();
+    }
+    assert_eq!(told(&stage, "project:x").len(), TYPISTS_MAX);
+}
+
+#[test]
+fn who_types_elsewhere_costs_those_who_come_nothing() {
+    let mut stage = Stage::new();
+    for stream in 0..20_000 {
+        stage.start(stream, &format!("u{stream}"), "project:elsewhere", "name").unwrap();
+    }
+    let begun = Instant::now();
+    for _ in 0..10_000 {
+        assert_eq!(stage.typing.in_room("project:here", Uuid::nil()), []);
+    }
+    println!("{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
