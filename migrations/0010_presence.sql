@@ -10,7 +10,7 @@ create unlogged table crewcast.nodes (
     batch   bigint      not null,
     -- Whether it said good-bye: its streams have graces, and no lease is waited for.
     ended   boolean     not null,
-    -- For the sweep alone: that a node is dead is seen by its beat.
+    -- For the sweep, and for a node that starts: of one that it knows it sees by its beat whether it is dead.
     beat_at timestamptz not null default now()
 );
 

@@ -67,11 +67,18 @@ pub(super) struct Parameters {
     last_event_id: String,
 }
 
-/// A stream, the ticket that is good for as long as it lasts, and its place among those of its session.
+/// A stream, and what it was opened with. There are ten thousand of them, and most have only the first: the second is elsewhere.
 pub(super) struct Stream {
     session: Session,
-    _ticket: Option<Held>,
-    _bound: Option<session::Held>,
+    _kept: Option<Box<Kept>>,
+}
+
+/// What is kept for as long as a stream lasts.
+enum Kept {
+    /// The ticket stays good.
+    Ticket { _held: Held },
+    /// The stream has a place among those of its session.
+    Session { _held: session::Held },
 }
 
 /// Make a ticket for a browser's stream
@@ -143,8 +150,9 @@ pub(super) async fn follow_events(
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
-    let ticket = ticket.map(|ticket| ticket.by(stream_id));
-    Ok(Stream { session, _ticket: ticket, _bound: bound })
+    let ticket = ticket.map(|ticket| Kept::Ticket { _held: ticket.by(stream_id) });
+    let kept = ticket.or(bound.map(|held| Kept::Session { _held: held }));
+    Ok(Stream { session, _kept: kept.map(Box::new) })
 }
 
 /// Judges the rooms and opens the stream; anew, when somebody's rights were taken in between.
