@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{HOUR, expect_n, member, moved, open, say};
-use crate::support::{Client, connect, database, number, server};
+use crate::support::{Client, connect, database, number, server, sql};
 
 const NEVER: &str = "--poll=1h";
 
@@ -66,4 +66,49 @@ async fn a_node_that_is_gone_has_no_streams_and_one_that_stands_still_is_waited_
     }
     assert_eq!(answer, 404);
     server.stop().await;
+}
+
+/// What README gives to a role that publishes.
+const PUBLISHER: &str = "grant usage on schema crewcast to PUBLISHER; \
+                         grant execute on function crewcast.publish(text[], text, json) to PUBLISHER";
+
+#[tokio::test]
+async fn who_may_only_publish_reads_no_letter_and_gives_no_command() {
+    let url = database().await;
+    let (here, there) = (server(&url, &[NEVER]).await, server(&url, &[NEVER]).await);
+    let (mut owner, ana) = (connect(&url).await, Client::admin(&here));
+    let role = format!(
+        "publisher_{}",
+        number(&mut owner, "select oid::bigint from pg_database where datname = current_database()").await
+    );
+    let grants = format!("create role {role} login; {}", PUBLISHER.replace("PUBLISHER", &role));
+    for statement in grants.split("; ") {
+        sql(&mut owner, statement).await;
+    }
+    let (mut stream, id) = open(&ana, "rooms=topic:a").await;
+    moved(&Client::admin(&there), &id, json!({ "join": ["topic:b"] })).await;
+    stream.expect("stream:rooms").await;
+    assert!(number(&mut owner, "select count(*) from crewcast.letters").await >= 2, "a command and its reply");
+    let mut publisher = connect(&url.replace("user=postgres", &format!("user={role}"))).await;
+    // It may listen, as anybody may.
+    sql(&mut connect(&url.replace("user=postgres", &format!("user={role}"))).await, "listen crewcast").await;
+    for forbidden in [
+        "select message from crewcast.letters".to_owned(),
+        "insert into crewcast.letters (sender, receiver, message) values (7, null, '{}')".to_owned(),
+        "select key from crewcast.nodes".to_owned(),
+        "select sub from crewcast.presence".to_owned(),
+    ] {
+        let refused = sqlx::query(sqlx::AssertSqlSafe(forbidden.clone())).execute(&mut publisher).await;
+        let code =
+            refused.unwrap_err().as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+        assert_eq!(code.as_deref(), Some("42501"), "{forbidden}");
+    }
+    // What it can forge is a bell, or a letter that is not there.
+    for forged in ["7 log", "7 presence", "7 sessions", "7 letter 1", "7 letter 999999", "nonsense", ""] {
+        sql(&mut publisher, &format!("select pg_notify('crewcast', '{forged}')")).await;
+    }
+    say(&Client::admin(&there), "topic:b", 1).await;
+    expect_n(&mut stream, 1).await;
+    here.stop().await;
+    there.stop().await;
 }
