@@ -52,8 +52,14 @@ pub const TELL: &str = "
         select * from (select concat_ws(' ', 'letter', id, receiver) from sent order by id) as letters
     ) as told";
 
-/// A letter. `$1`: its id.
-pub const READ: &str = "select sender, receiver, message from crewcast.letters where id = $1";
+/// A letter. `$1`: its id, `$2`: who reads it. One that is for them alone is read once: anybody can say again that it is there.
+pub const READ: &str = "
+    with taken as (
+        delete from crewcast.letters where id = $1 and receiver = $2 returning sender, receiver, message
+    )
+    select sender, receiver, message from taken
+    union all
+    select sender, receiver, message from crewcast.letters where id = $1 and receiver is null";
 
 /// Deletes old letters. `$1`: how old they must be, in seconds, `$2`: how many at most.
 pub const SWEEP: &str = "
@@ -166,7 +172,8 @@ async fn take(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>, text: &str) -> sql
         Some(Notice::Bell(bell)) => say(bus, heard, Some((bus.0.node, bell))),
         Some(Notice::Letter(id)) => {
             let mut conn = within(db.acquire_own()).await?;
-            let letter = within(sqlx::query_as(READ).bind(id).fetch_optional(&mut *conn)).await?;
+            let letter =
+                within(sqlx::query_as(READ).bind(id).bind(bus.0.node.to_sql()).fetch_optional(&mut *conn)).await?;
             if let Some(come) = letter.and_then(|letter| open(bus, letter)) {
                 say(bus, heard, Some(come));
             }
