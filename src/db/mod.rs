@@ -61,7 +61,7 @@ impl Db {
         // not leave its locks behind: no transaction of ours is idle between two statements.
         let settings = [("jit", "off"), ("idle_in_transaction_session_timeout", "60s")];
         let options = options.application_name("crewcast").options(settings);
-        let pool = |connections| {
+        let pool = |connections, options| {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
@@ -75,9 +75,11 @@ impl Db {
                         Ok(true)
                     })
                 })
-                .connect_lazy_with(options.clone())
+                .connect_lazy_with(options)
         };
-        let (pool, own) = (pool(connections), pool(OWN_CONNECTIONS));
+        // Nothing that goes there is kept over a crash: it need not wait for the disk.
+        let hasty = options.clone().options([("synchronous_commit", "off")]);
+        let (pool, own) = (pool(connections, options.clone()), pool(OWN_CONNECTIONS, hasty));
         Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach: Arc::default() }
     }
 
