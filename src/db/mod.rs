@@ -61,18 +61,22 @@ impl Db {
         // not leave its locks behind: no transaction of ours is idle between two statements.
         let settings = [("jit", "off"), ("idle_in_transaction_session_timeout", "60s")];
         let options = options.application_name("crewcast").options(settings);
+        let reach = Arc::<Reach>::default();
         let pool = |connections, options| {
+            let reach = reach.clone();
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(ACQUIRE_TIMEOUT)
-                // A ping before each use would cost a round trip; one that lay idle may have died with its server.
+                // A ping before each use would cost a round trip; one that lay idle may have died with its server, and one
+                // that is older than the last outage has, however lately it was used.
                 .test_before_acquire(false)
-                .before_acquire(|conn, meta| {
+                .before_acquire(move |conn, meta| {
+                    let is_of_before = reach.back_for().is_some_and(|back_for| meta.age > back_for);
                     Box::pin(async move {
-                        if meta.idle_for > IDLE_TRUSTED {
+                        if !is_of_before && meta.idle_for > IDLE_TRUSTED {
                             conn.ping().await?;
                         }
-                        Ok(true)
+                        Ok(!is_of_before)
                     })
                 })
                 .connect_lazy_with(options)
@@ -80,7 +84,7 @@ impl Db {
         // Nothing that goes there is kept over a crash: it need not wait for the disk.
         let hasty = options.clone().options([("synchronous_commit", "off")]);
         let (pool, own) = (pool(connections, options.clone()), pool(OWN_CONNECTIONS, hasty));
-        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach: Arc::default() }
+        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach }
     }
 
     /// Begins a change.

@@ -49,6 +49,11 @@ impl Reach {
         last.filter(|(ended, _)| ended.elapsed() < within).map_or(Duration::ZERO, |(_, lasted)| lasted)
     }
 
+    /// How long ago the last outage ended; none when there was none.
+    pub(super) fn back_for(&self) -> Option<Duration> {
+        self.outage().last.map(|(ended, _)| ended.elapsed())
+    }
+
     fn outage(&self) -> MutexGuard<'_, Outage> {
         self.outage.lock().expect("nothing panics while it holds an outage")
     }
@@ -73,6 +78,7 @@ mod tests {
         }
         assert!(!reach.is_up());
         assert_eq!(reach.lost_lately(10 * MINUTE), Duration::ZERO, "it has not ended");
+        assert_eq!(reach.back_for(), None);
         for _ in 0..2 {
             reach.set(true);
             advance(MINUTE).await;
@@ -80,6 +86,7 @@ mod tests {
         assert!(reach.is_up());
         assert_eq!(reach.lost_lately(10 * MINUTE), 3 * MINUTE);
         assert_eq!(reach.lost_lately(MINUTE), Duration::ZERO, "it is over for longer");
+        assert_eq!(reach.back_for(), Some(2 * MINUTE), "once is when it was told first");
         reach.set(false);
         advance(MINUTE / 2).await;
         reach.set(true);

@@ -132,9 +132,8 @@ async fn an_id_that_a_crash_takes_back_is_in_no_position() {
     take_ids(&mut conn, 1000).await.unwrap();
     let taken = next_id(&mut conn).await;
     let positions = positions(&node, &project).await;
-    // The other way round its good-bye would flush them.
-    cluster.crash_stopped(wal_writer).await;
     node.stop().await;
+    cluster.crash_stopped(wal_writer).await;
     publish_again(&mut connect(&cluster.url).await, taken).await;
     // Its first look comes after the count has passed where it was.
     let node = server(&cluster.url, &[]).await;

@@ -175,7 +175,7 @@ async fn without_postgres_browsers_come_back_until_it_is_there() {
     while browser.stream(&query, "").await.next().await.unwrap().event != "stream:open" {}
     publish(&mut connect(&url).await, "topic:a", 1..=1, 10).await;
     stream.expect("test:n").await;
-    while browser.stream(&query, &seen).await.next().await.unwrap().event != "stream:open" {}
+    browser.stream(&query, &seen).await.expect("stream:open").await;
     drop(stream);
     server.stop().await;
     postgres.stop().await;
