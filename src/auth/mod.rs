@@ -16,6 +16,7 @@
 
 pub mod jwks;
 mod opaque;
+mod opened;
 pub mod session;
 pub mod ticket;
 mod token;

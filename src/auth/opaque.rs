@@ -9,7 +9,7 @@ const BYTES: usize = 32;
 
 /// What is known of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Digest(pub(super) [u8; 32]);
+pub(crate) struct Digest(pub(super) [u8; 32]);
 
 impl Digest {
     /// Of this text.

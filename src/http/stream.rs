@@ -32,7 +32,7 @@ use crate::{
     app::App,
     auth::{
         Caller, session,
-        ticket::{Held, Listener, Made, Tickets},
+        ticket::{self, Brought, Listener, Made, Tickets},
     },
     error::{Code, Error, Result},
     hub::{NotJoined, Opening, Refusal, Refused, Session},
@@ -76,9 +76,18 @@ pub(super) struct Stream {
 /// What is kept for as long as a stream lasts.
 enum Kept {
     /// The ticket stays good.
-    Ticket { _held: Held },
+    Ticket { _held: ticket::Held },
     /// The stream has a place among those of its session.
     Session { _held: session::Held },
+}
+
+impl Kept {
+    fn by(app: &App, brought: Brought, stream: Uuid) -> Self {
+        match brought {
+            Brought::Ticket(ticket) => Self::Ticket { _held: app.tickets.hold(ticket, stream) },
+            Brought::Session(session) => Self::Session { _held: app.sessions.hold(session, stream) },
+        }
+    }
 }
 
 /// Make a ticket for a browser's stream
@@ -134,7 +143,7 @@ impl IntoResponses for NewTicket {
 pub(super) async fn follow_events(
     State(app): State<App>,
     address: Address,
-    Listener { caller, ticket, session }: Listener,
+    Listener { caller, brought }: Listener,
     headers: HeaderMap,
     Query(parameters): Query<Parameters>,
 ) -> Result<Stream> {
@@ -142,7 +151,7 @@ pub(super) async fn follow_events(
     let types = TypeFilter::parse(&parameters.types)
         .map_err(|error| Error::new(Code::InvalidQuery, format!("types: {error}.")))?;
     let stream_id = app.node.stream();
-    let bound = session.map(|session| app.sessions.hold(session, stream_id));
+    let kept = brought.map(|brought| Box::new(Kept::by(&app, brought, stream_id)));
     let last_event_id = last_event_id(&headers, parameters.last_event_id);
     let session = open(&app, stream_id, &caller, &asked, types, last_event_id).await;
     let session = session.inspect_err(|error| {
@@ -150,9 +159,7 @@ pub(super) async fn follow_events(
             app.security.note(Kind::TooManyStreams, address, Some(&caller.sub));
         }
     })?;
-    let ticket = ticket.map(|ticket| Kept::Ticket { _held: ticket.by(stream_id) });
-    let kept = ticket.or(bound.map(|held| Kept::Session { _held: held }));
-    Ok(Stream { session, _kept: kept.map(Box::new) })
+    Ok(Stream { session, _kept: kept })
 }
 
 /// Judges the rooms and opens the stream; anew, when somebody's rights were taken in between.

@@ -391,9 +391,7 @@ fn take_away(state: &mut State, mailbox: &Mailbox, rooms: &[Refused]) -> bool {
     for room in &left {
         state.rooms.leave(&room.room, mailbox);
     }
-    let told = RoomsChanged { left: left.clone(), ..RoomsChanged::default() };
-    let names: Vec<&str> = left.iter().map(|left| left.room.as_str()).collect();
-    mailbox.leave(&names, told.notice());
+    mailbox.leave(left);
     true
 }
 

@@ -62,13 +62,6 @@ pub struct RoomsChanged {
     pub refused: Vec<Refused>,
 }
 
-impl RoomsChanged {
-    /// The frame's type and its data.
-    pub(super) fn notice(&self) -> (&'static str, String) {
-        ("stream:rooms", serde_json::to_string(self).expect("names and reasons"))
-    }
-}
-
 /// The data of `stream:open`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

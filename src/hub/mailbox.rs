@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Closing, Holder, Live, Refused,
+    Closing, Holder, Live, Refused, RoomsChanged,
     change::{Catching, Listed},
     whisper::Whisper,
 };
@@ -85,8 +85,8 @@ pub(super) struct Told {
     pub(super) closing: Option<Closing>,
     /// Its credentials end at another time.
     pub(super) renewed: Option<OffsetDateTime>,
-    /// Frames of its own, each a type and its data, to be written before anything else.
-    pub(super) notices: Vec<(&'static str, String)>,
+    /// Rooms that were taken away from it.
+    pub(super) rooms: Vec<RoomsChanged>,
     /// Who came and went in its rooms.
     pub(super) whispers: Vec<Arc<Whisper>>,
     /// There were more: it is to be shown its rooms anew.
@@ -306,14 +306,15 @@ impl Mailbox {
     }
 
     /// Takes the stream out of rooms, and what came from nowhere else out of here.
-    pub(super) fn leave(&self, rooms: &[&str], notice: (&'static str, String)) {
+    pub(super) fn leave(&self, left: Vec<Refused>) {
+        let is_left = |room: &str| left.iter().any(|left| left.room == room);
         let mut state = self.state();
-        state.rooms.retain(|joined| !rooms.contains(&&*joined.room));
+        state.rooms.retain(|joined| !is_left(&joined.room));
         state.is_moved = true;
         state.sort_out();
         let told = state.told.get_or_insert_default();
-        told.whispers.retain(|whisper| !rooms.contains(&&*whisper.room));
-        told.notices.push(notice);
+        told.whispers.retain(|whisper| !is_left(&whisper.room));
+        told.rooms.push(RoomsChanged { left, ..RoomsChanged::default() });
         state.wake();
     }
 

@@ -339,20 +339,15 @@ impl Session {
     fn say_joined(&mut self, catching: &Catching) {
         let mut told = catching.told.clone();
         told.joined.retain(|room| self.seat.mailbox.is_in_since(room, catching.nth));
-        let (kind, data) = told.notice();
-        self.push_notice(kind, &data);
+        self.push_own("stream:rooms", &told);
         let mailbox = &self.seat.mailbox;
         self.seat.hub.presence.moved(mailbox.key, || mailbox.rooms(), &told.joined);
     }
 
-    fn push_notice(&mut self, kind: &str, data: &str) {
-        self.own.push(sse::event(kind, Some(&self.at.to_string()), data));
-    }
-
     /// Does what the stream was told by others.
     fn heed(&mut self, told: Told) {
-        for (kind, data) in &told.notices {
-            self.push_notice(kind, data);
+        for changed in &told.rooms {
+            self.push_own("stream:rooms", changed);
         }
         self.own.extend(told.whispers.iter().map(|whisper| whisper.frame.clone()));
         if told.is_confused {

@@ -45,10 +45,11 @@ use crate::{
     metrics::Metrics,
 };
 
+pub(crate) use self::keep::Held;
 pub use self::{
     cookie::{Cookie, NAME, NoCookie, clear},
     judge::READ,
-    keep::{Change, Held, LOOK, RENEWED, Renewal},
+    keep::{Change, LOOK, RENEWED, Renewal},
 };
 
 /// Cookies that one statement judges, at most.
@@ -143,7 +144,7 @@ impl Sessions {
         let SessionSettings { waiting_max, statement_timeout, .. } = settings;
         let desk = DeskSettings { waiting_max, batch_max: BATCH_MAX, statement_timeout };
         let desk = Desk::open(db.clone(), desk, Judge { metrics: metrics.clone() }, tasks, stop.clone());
-        let (open, hint) = (Arc::new(Open::new(metrics.sessions_open.clone())), Arc::new(Notify::new()));
+        let (open, hint) = (Open::new(metrics.sessions_open.clone()), Arc::new(Notify::new()));
         Self { db, settings, metrics, desk, open, hint }
     }
 
@@ -245,13 +246,13 @@ impl Sessions {
     /// # Errors
     /// 503 when Postgres does not answer.
     pub async fn renew(&self, stream: Uuid, caller: &Caller) -> Result<Option<Uuid>> {
-        let Some(session) = self.open.session(stream) else { return Ok(None) };
+        let Some(session) = self.open.credential(stream) else { return Ok(None) };
         let mut conn = self.db.acquire().await?;
         let replace = sqlx::query_scalar(REPLACE).bind(session).bind(Json(caller)).bind(caller.expires_at);
         let claims: Option<[u8; 32]> = replace.fetch_optional(&mut *conn).await?;
         // One that is gone was signed out of: its streams are about to end.
         let Some(claims) = claims else { return Ok(None) };
-        self.open.renewed(session, stream, Digest(claims));
+        self.open.know(stream, Digest(claims));
         self.look_now();
         Ok(Some(session))
     }
@@ -266,8 +267,8 @@ impl Sessions {
     }
 
     /// Binds a stream to a session, for as long as what is returned lives.
-    pub fn hold(&self, session: SessionId, stream: Uuid) -> Held {
-        Held::new(self.open.clone(), session, stream)
+    pub(crate) fn hold(&self, SessionId { id, claims }: SessionId, stream: Uuid) -> Held {
+        self.open.hold(id, stream, claims)
     }
 
     /// Looks now, and not only when its time has come, whether the sessions of this node's streams are still there.

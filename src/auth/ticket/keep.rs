@@ -1,20 +1,16 @@
 //! Keeping tickets good while they have streams.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use super::{Digest, TicketSettings};
+use crate::auth::opened::{self, Opened};
 use crate::{
     db::Db,
     error::{Error, Result},
-    metrics::{Gauge, Metrics},
+    metrics::Metrics,
 };
 
 /// The wait before what failed is tried again, at most.
@@ -29,79 +25,8 @@ pub const RENEW: &str = "
     update crewcast.tickets set good_until = least(now() + make_interval(secs => $2), ends_at)
     where digest = any(array(select digest from held))";
 
-/// The tickets that have streams on this node, and how many. Bounded by those.
-#[derive(Debug)]
-pub(super) struct Open {
-    streams: Mutex<HashMap<Digest, usize>>,
-    /// The ticket of each of those streams.
-    tickets: Mutex<HashMap<Uuid, Digest>>,
-    gauge: Gauge,
-}
-
-impl Open {
-    pub(super) fn new(gauge: Gauge) -> Self {
-        Self { streams: Mutex::default(), tickets: Mutex::default(), gauge }
-    }
-
-    /// The ticket that a stream was opened with, if it was.
-    pub(super) fn ticket(&self, stream: Uuid) -> Option<Digest> {
-        self.tickets().get(&stream).copied()
-    }
-
-    fn tickets(&self) -> MutexGuard<'_, HashMap<Uuid, Digest>> {
-        self.tickets.lock().expect("nothing panics while it holds the open tickets")
-    }
-
-    fn digests(&self) -> Vec<Digest> {
-        self.streams().keys().copied().collect()
-    }
-
-    fn streams(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
-        self.streams.lock().expect("nothing panics while it holds the open tickets")
-    }
-}
-
-/// A ticket in use: for as long as this lives, it is renewed.
-#[derive(Debug)]
-pub struct Held {
-    open: Arc<Open>,
-    digest: Digest,
-    /// The stream that was opened with it.
-    stream: Option<Uuid>,
-}
-
-impl Held {
-    pub(super) fn new(open: Arc<Open>, digest: Digest) -> Self {
-        let mut streams = open.streams();
-        *streams.entry(digest).or_default() += 1;
-        open.gauge.set(streams.len().try_into().unwrap_or(i64::MAX));
-        drop(streams);
-        Self { open, digest, stream: None }
-    }
-
-    /// A ticket in use by this stream.
-    #[must_use]
-    pub fn by(mut self, stream: Uuid) -> Self {
-        self.open.tickets().insert(stream, self.digest);
-        self.stream = Some(stream);
-        self
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(stream) = self.stream {
-            self.open.tickets().remove(&stream);
-        }
-        let mut streams = self.open.streams();
-        let left = streams.get_mut(&self.digest).expect("it was put in when this was made");
-        *left -= 1;
-        if *left == 0 {
-            streams.remove(&self.digest);
-        }
-        self.open.gauge.set(streams.len().try_into().unwrap_or(i64::MAX));
-    }
-}
+/// A ticket in use by a stream: for as long as this lives, it is renewed.
+pub(crate) type Held = opened::Held<Digest>;
 
 /// The task that keeps them.
 #[derive(Debug)]
@@ -109,7 +34,7 @@ pub(super) struct Keeper {
     pub(super) db: Db,
     pub(super) settings: TicketSettings,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) open: Arc<Open>,
+    pub(super) open: Arc<Opened<Digest>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -134,7 +59,7 @@ impl Keeper {
     }
 
     async fn renew(&self) -> Result<()> {
-        let open = self.open.digests();
+        let open = self.open.credentials();
         if open.is_empty() {
             return Ok(());
         }

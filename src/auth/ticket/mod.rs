@@ -32,11 +32,12 @@ use uuid::Uuid;
 
 use self::{
     judge::{Judge, Verdict},
-    keep::{Keeper, Open},
+    keep::Keeper,
 };
 use super::{
     Caller, Verifier, missing,
     opaque::{self, Digest},
+    opened::Opened,
     session::{Cookie, SessionId},
 };
 use crate::{
@@ -48,10 +49,8 @@ use crate::{
     metrics::Metrics,
 };
 
-pub use self::{
-    judge::USE,
-    keep::{Held, RENEW},
-};
+pub(crate) use self::keep::Held;
+pub use self::{judge::USE, keep::RENEW};
 
 /// What every ticket begins with, so that people and scanners know one when they see it.
 const PREFIX: &str = "cct_";
@@ -174,7 +173,7 @@ pub struct Tickets {
     settings: TicketSettings,
     metrics: Arc<Metrics>,
     desk: Desk<Digest, Verdict>,
-    open: Arc<Open>,
+    open: Arc<Opened<Digest>>,
 }
 
 impl Tickets {
@@ -190,7 +189,7 @@ impl Tickets {
         let desk = DeskSettings { waiting_max, batch_max: BATCH_MAX, statement_timeout };
         let judge = Judge { db: db.clone(), settings, metrics: metrics.clone() };
         let desk = Desk::open(db.clone(), desk, judge, tasks, stop.clone());
-        let open = Arc::new(Open::new(metrics.tickets_open.clone()));
+        let open = Opened::new(metrics.tickets_open.clone());
         tasks.spawn(Keeper { db: db.clone(), settings, metrics: metrics.clone(), open: open.clone(), stop }.run());
         Self { db, settings, metrics, desk, open }
     }
@@ -236,18 +235,18 @@ impl Tickets {
     /// # Errors
     /// 503 when Postgres does not answer.
     pub async fn renew(&self, stream: Uuid, caller: &Caller) -> Result<()> {
-        let Some(digest) = self.open.ticket(stream) else { return Ok(()) };
+        let Some(digest) = self.open.credential(stream) else { return Ok(()) };
         let mut conn = self.db.acquire().await?;
         let renew = sqlx::query(REPLACE).bind(digest.0).bind(Json(caller)).bind(caller.expires_at);
         renew.bind(self.settings.ahead().as_secs_f64()).execute(&mut *conn).await?;
         Ok(())
     }
 
-    /// Who a ticket stands for. It is used by that, and stays good for as long as what is held is held.
+    /// Who a ticket stands for. It is used by that.
     ///
     /// # Errors
     /// 401 that says what is wrong with it, 503 when it cannot be judged now.
-    async fn take(&self, ticket: Result<Ticket, NoTicket>) -> Result<(Caller, Held)> {
+    async fn take(&self, ticket: Result<Ticket, NoTicket>) -> Result<(Caller, TicketId)> {
         let Ok(ticket) = ticket else {
             return Err(self.refuse("malformed", "The parameter `ticket` is not one that this server makes."));
         };
@@ -255,7 +254,7 @@ impl Tickets {
         match self.desk.ask(digest).await? {
             Verdict::Good(caller) => {
                 self.metrics.tickets_used.inc();
-                Ok((*caller, Held::new(self.open.clone(), digest)))
+                Ok((*caller, TicketId(digest)))
             }
             Verdict::RanOut => {
                 let refusal = self.refuse("expired", "The ticket has expired; make another one.");
@@ -270,10 +269,28 @@ impl Tickets {
         }
     }
 
+    /// Keeps a ticket good that a stream is opened with, for as long as what is returned lives.
+    pub(crate) fn hold(&self, TicketId(digest): TicketId, stream: Uuid) -> Held {
+        self.open.hold(digest, stream, ())
+    }
+
     fn refuse(&self, reason: &'static str, why: &'static str) -> Error {
         self.metrics.tickets_refused.count("reason", reason);
         Error::unauthorized(why)
     }
+}
+
+/// Which ticket it is that was used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketId(Digest);
+
+/// What named the caller, where it was no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Brought {
+    /// It stays good for as long as its streams last.
+    Ticket(TicketId),
+    /// Its streams end with it.
+    Session(SessionId),
 }
 
 /// Who opens a stream: a caller by their token, else by a ticket, else by the cookie of their session.
@@ -281,10 +298,8 @@ impl Tickets {
 pub struct Listener {
     /// Who they are.
     pub caller: Caller,
-    /// The ticket that named them: it stays good for as long as this is held.
-    pub ticket: Option<Held>,
-    /// The session that named them: their stream ends with it.
-    pub session: Option<SessionId>,
+    /// What said so, if it was no token.
+    pub brought: Option<Brought>,
 }
 
 impl<S> FromRequestParts<S> for Listener
@@ -297,8 +312,8 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self> {
         if let Some(ticket) = Ticket::of(&parts.headers, &parts.uri) {
-            let (caller, held) = Tickets::from_ref(state).take(ticket).await?;
-            return Ok(Self { caller, ticket: Some(held), session: None });
+            let (caller, ticket) = Tickets::from_ref(state).take(ticket).await?;
+            return Ok(Self { caller, brought: Some(Brought::Ticket(ticket)) });
         }
         if !parts.headers.contains_key(AUTHORIZATION) && Cookie::of(&parts.headers).is_none() {
             return Err(missing(
@@ -307,7 +322,8 @@ where
             ));
         }
         let caller = Caller::from_request_parts(parts, state).await?;
-        Ok(Self { caller, ticket: None, session: parts.extensions.get().copied() })
+        let session = parts.extensions.get().copied();
+        Ok(Self { caller, brought: session.map(Brought::Session) })
     }
 }
 
