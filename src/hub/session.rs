@@ -478,6 +478,11 @@ impl Session {
     pub(super) fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         self.poll_chunk(cx)
     }
+
+    /// Puts the stream where a test wants it.
+    pub(super) fn go_on_from(&mut self, source: Source) {
+        self.source = source;
+    }
 }
 
 /// What goes out of an event of the past, if it does: with its id, or without one when it is of rooms that the stream has

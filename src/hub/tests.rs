@@ -8,6 +8,7 @@ mod model;
 mod node;
 mod ring;
 mod stream;
+mod told;
 
 use std::{sync::Arc, task::Waker};
 

@@ -119,7 +119,8 @@ impl Node {
             None => {}
             Some(Act::Announce { at, floor, reads, is_jump }) => {
                 let read = self.hub.announced.borrow().read + reads;
-                let tail = Arc::new(Tail { read, at, floor, asked: 0 });
+                let asked = self.hub.asked.load(Ordering::SeqCst);
+                let tail = Arc::new(Tail { read, at, floor, asked });
                 self.hub.announced.send_replace(tail.clone());
                 self.acts.push_front(Act::Tell(Told::Announced(tail, is_jump)));
             }
