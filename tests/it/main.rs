@@ -28,6 +28,7 @@ mod model;
 mod openapi;
 mod people;
 mod phases;
+mod plans;
 mod presence;
 mod projects;
 mod readme;

@@ -1,9 +1,13 @@
 //! What nodes tell each other. Nobody polls here, so whatever comes from the other node came because of the bus.
 
+use crewcast::bus::{READ, SWEEP, TELL};
 use serde_json::json;
 
 use super::{HOUR, expect_n, member, moved, open, say};
-use crate::support::{Client, connect, database, number, server, sql};
+use crate::{
+    plans::{Statement, prepare, stay_on_indexes},
+    support::{Client, connect, database, number, server, sql},
+};
 
 const NEVER: &str = "--poll=1h";
 
@@ -28,6 +32,36 @@ async fn events_of_another_node_come_over_the_bus_and_a_cut_of_it_loses_none() {
         moved(&writer, &id, json!({ "join": ["topic:b"] })).await;
         stream.expect("stream:rooms").await;
     }
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_went_silent_is_not_listened_to_for_ever() {
+    let url = database().await;
+    let (here, there) = (server(&url, &[NEVER]).await, server(&url, &[NEVER]).await);
+    let (writer, mut conn) = (Client::admin(&there), connect(&url).await);
+    let (mut stream, _) = open(&Client::admin(&here), "rooms=topic:a").await;
+    say(&writer, "topic:a", 1).await;
+    expect_n(&mut stream, 1).await;
+    // As if what lies between had forgotten the connections: nothing comes, and nobody is told.
+    let listening: Vec<i32> = sqlx::query_scalar(
+        "select pid from pg_stat_activity
+         where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()",
+    )
+    .fetch_all(&mut conn)
+    .await
+    .unwrap();
+    assert_eq!(listening.len(), 2);
+    let signal = |signal| {
+        for pid in &listening {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), signal).unwrap();
+        }
+    };
+    signal(nix::sys::signal::Signal::SIGSTOP);
+    say(&writer, "topic:a", 2).await;
+    expect_n(&mut stream, 2).await;
+    signal(nix::sys::signal::Signal::SIGCONT);
     here.stop().await;
     there.stop().await;
 }
@@ -110,4 +144,23 @@ async fn who_may_only_publish_reads_no_letter_and_gives_no_command() {
     expect_n(&mut stream, 1).await;
     here.stop().await;
     there.stop().await;
+}
+
+#[tokio::test]
+async fn a_few_of_many_letters_are_found_by_index() {
+    let mut conn = connect(&database().await).await;
+    let statements = [
+        Statement::new(READ, "bigint, bigint", "7, 3").gives(1),
+        Statement::new(READ, "bigint, bigint", "7, 4").gives(0),
+        Statement::new(READ, "bigint, bigint", "8, 4").gives(1),
+        Statement::new(TELL, "text, bigint, text[], bigint[], text[]", "'x', 3, '{log}', '{4,null}', '{a,b}'").gives(3),
+        Statement::new(SWEEP, "float8, bigint", "60, 10"),
+    ];
+    prepare(&mut conn, &statements).await;
+    // Every other one is for all.
+    let values = "9, case when n % 2 = 1 then 3 end, 'x' from generate_series(1, 100000) n";
+    let columns = "(id, sender, receiver, message) overriding system value";
+    sql(&mut conn, &format!("insert into crewcast.letters {columns} select n, {values}")).await;
+    sql(&mut conn, "alter table crewcast.letters alter id restart 200000").await;
+    stay_on_indexes(&mut conn, &statements, "crewcast.letters").await;
 }

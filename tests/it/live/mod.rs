@@ -26,13 +26,13 @@ async fn nodes(arguments: &[&str]) -> [Server; 2] {
     [server(&url, arguments).await, server(&url, arguments).await]
 }
 
-/// A plain member of these divisions and topics.
+/// A plain member of these divisions and topics, whose name is the `sub` in capitals.
 fn member(sub: &str, divisions: &[&str], topics: &[&str], lasts: Duration) -> String {
     let exp = (OffsetDateTime::now_utc() + lasts).unix_timestamp();
     let divisions = divisions.iter().map(|slug| slug.parse().unwrap()).collect();
     let topics = topics.iter().map(|name| name.parse().unwrap()).collect();
-    let roles = Roles::of([Role::Member]);
-    mint(&Claims { roles, divisions, topics, ..Claims::new(sub.parse().unwrap(), exp) })
+    let (name, roles) = (Some(sub.to_uppercase()), Roles::of([Role::Member]));
+    mint(&Claims { name, roles, divisions, topics, ..Claims::new(sub.parse().unwrap(), exp) })
 }
 
 const HOUR: Duration = Duration::from_hours(1);

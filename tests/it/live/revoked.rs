@@ -4,7 +4,10 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::{HOUR, expect_n, member, moved, nodes, open, say};
-use crate::support::{Client, database, server};
+use crate::{
+    presence::{read, until_read},
+    support::{Client, PATIENCE, connect, database, number, server, sql},
+};
 
 async fn invite(admin: &Client, project: &str, sub: &str) {
     let path = format!("/v1/projects/{project}/members/{sub}");
@@ -91,4 +94,49 @@ async fn the_room_of_a_deleted_project_stays_for_as_long_as_events_are_kept() {
         assert_eq!(rooms["left"], json!([{ "room": room, "reason": "deleted" }]));
     }
     server.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_wait_for_a_row_keep_no_right_and_no_event_from_anybody() {
+    let url = database().await;
+    let settings = ["--database-connections=3", "--presence-lease=2s", "--presence-grace=200ms"];
+    let (node, other) = (server(&url, &settings).await, server(&url, &settings).await);
+    let admin = Client::admin(&node);
+    let project = admin.project("north").await;
+    let locked = admin.project("north").await;
+    invite(&admin, &project, "ben").await;
+    let room = format!("project:{project}");
+    let (mut ben, _) =
+        open(&Client::new(&node, &member("ben", &[], &[], HOUR)), &format!("rooms=company,{room}")).await;
+    let watcher = Client::new(&other, &member("eva", &[], &[], HOUR));
+    // Whoever comes to the second node sees ben, and goes on seeing him.
+    until_read(&watcher, "company", &["ben"]).await;
+    let (mut lock, mut watch) = (connect(&url).await, connect(&url).await);
+    sql(&mut lock, "begin").await;
+    sql(&mut lock, &format!("select from crewcast.projects where id = '{locked}' for update")).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let (admin, path) = (admin.clone(), format!("/v1/projects/{locked}"));
+        waiting.spawn(async move { admin.send(Method::PATCH, &path, json!({ "notes": "x" })).await.0 });
+    }
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    while number(&mut watch, waits).await < 3 {}
+    // All that requests have is taken. Somebody else's node takes the membership away, and more happens after that.
+    remove(&Client::admin(&other), &project, "ben").await;
+    say(&Client::admin(&other), &room, 1).await;
+    say(&Client::admin(&other), "company", 2).await;
+    let (_, rooms) = ben.expect("stream:rooms").await;
+    assert_eq!(rooms["left"], json!([{ "room": room, "reason": "revoked" }]));
+    ben.expect("membership:changed").await;
+    expect_n(&mut ben, 2).await;
+    // And longer than the lease: the node gives signs of life.
+    let beat = format!("select beat from crewcast.nodes where key = {}", node.app.node.to_sql());
+    let before = number(&mut watch, &beat).await;
+    let beats = async { while number(&mut watch, &beat).await < before + 6 {} };
+    tokio::time::timeout(PATIENCE, beats).await.expect("the node gives signs of life");
+    assert_eq!(read(&watcher, "company").await, ["ben"]);
+    sql(&mut lock, "rollback").await;
+    waiting.join_all().await;
+    node.stop().await;
+    other.stop().await;
 }

@@ -133,7 +133,7 @@ fn shown(user: &Value) -> (String, Value, Value) {
 }
 
 /// Who is in a room, as it is read.
-async fn read(client: &Client, room: &str) -> Vec<String> {
+pub async fn read(client: &Client, room: &str) -> Vec<String> {
     let request = client.request(Method::GET, &format!("/v1/presence?room={room}"));
     let snapshot: Value = request.send().await.unwrap().json().await.unwrap();
     let users: Vec<String> = snapshot["users"].as_array().unwrap().iter().map(id).collect();
@@ -142,7 +142,7 @@ async fn read(client: &Client, room: &str) -> Vec<String> {
 }
 
 /// Asks until the room has exactly these users.
-async fn until_read(client: &Client, room: &str, users: &[&str]) {
+pub async fn until_read(client: &Client, room: &str, users: &[&str]) {
     let read_so = async { while read(client, room).await != users {} };
     timeout(PATIENCE, read_so).await.unwrap_or_else(|_| panic!("{room} never had {users:?}"));
 }

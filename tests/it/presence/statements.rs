@@ -1,11 +1,13 @@
 //! The statements of presence: few, and on indexes however they are planned.
 
 use crewcast::hub::presence::{END, FORGET, GONE, NODE, NODES, PUT, ROWS, SWEEP};
-use serde_json::Value;
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use super::{Tab, person, until_rows};
-use crate::support::{Client, connect, database, number, server, sql};
+use crate::{
+    plans::{Statement, prepare, stay_on_indexes},
+    support::{Client, connect, database, number, server, sql},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_connect_share_statements() {
@@ -51,50 +53,30 @@ async fn insert(conn: &mut PgConnection, nodes: i64) {
 async fn a_few_of_many_streams_are_found_by_index() {
     let url = database().await;
     let mut conn = connect(&url).await;
-    sql(&mut conn, "set plan_cache_mode = force_generic_plan").await;
     let streams = "array['00000000-0000-0000-0000-000000002710', '00000000-0000-0000-0000-000000002711']::uuid[]";
     let one = "array[null]";
     let facts = format!("{streams}, '{{a,b}}', '{{a,b}}', '{{a,b}}', '{{\"\",\"\"}}', '{{t,f}}'");
     let facts = format!("{facts}, {one}::bigint[], {one}, {one}, {one}, {one}::float8[]");
     let types =
         "bigint, bigint, uuid[], text[], text[], text[], text[], bool[], bigint[], text[], text[], text[], float8[]";
+    // Of the nodes, which are few, all are read.
     let statements = [
-        (NODE, "bigint, text, bigint, bigint, bool", "7, 'x', 1, 1, false".to_owned()),
-        (PUT, types, format!("10, 9, {facts}")),
-        (GONE, "bigint, bigint, uuid[]", format!("10, 9, {streams}")),
-        (FORGET, "bigint, float8", "10, 60".to_owned()),
-        (ROWS, "bigint, bigint", "10, 990".to_owned()),
-        (END, "bigint, bigint", "100000, 9".to_owned()),
-        (NODES, "bigint", "7".to_owned()),
-        (SWEEP, "float8, bigint", "100000, 10".to_owned()),
+        Statement::new(NODE, "bigint, text, bigint, bigint, bool", "7, 'x', 1, 1, false"),
+        Statement::new(PUT, types, format!("10, 9, {facts}")),
+        Statement::new(GONE, "bigint, bigint, uuid[]", format!("10, 9, {streams}")),
+        Statement::new(FORGET, "bigint, float8", "10, 60"),
+        Statement::new(ROWS, "bigint, bigint", "10, 990"),
+        Statement::new(END, "bigint, bigint", "100000, 9"),
+        Statement::new(NODES, "bigint", "7").may_read_all(),
+        Statement::new(SWEEP, "float8, bigint", "100000, 10").may_read_all(),
     ];
     sql(&mut conn, "insert into crewcast.nodes values (10, 'x', 1, 1, false)").await;
-    for (nth, (statement, types, values)) in statements.iter().enumerate() {
-        sql(&mut conn, &format!("prepare s{nth} ({types}) as {statement}")).await;
-        sql(&mut conn, &format!("explain analyze execute s{nth} ({values})")).await;
-    }
+    prepare(&mut conn, &statements).await;
     sql(&mut conn, "delete from crewcast.nodes").await;
     sql(&mut conn, "delete from crewcast.presence").await;
     insert(&mut conn, 50).await;
     sql(&mut conn, "insert into crewcast.nodes values (100000, 'x', 1, 1, false)").await;
-    for analyzed in [false, true] {
-        if analyzed {
-            sql(&mut conn, "analyze crewcast.nodes, crewcast.presence").await;
-        }
-        for (nth, (statement, _, values)) in statements.iter().enumerate() {
-            sql(&mut conn, "begin").await;
-            let explain = format!("explain (analyze, buffers, format json) execute s{nth} ({values})");
-            let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut conn).await.unwrap();
-            sql(&mut conn, "rollback").await;
-            let root = &plan[0]["Plan"];
-            let blocks = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| root[name].as_i64().unwrap());
-            let blocks = blocks[0] + blocks[1];
-            println!("{blocks} blocks, {} ms", plan[0]["Execution Time"]);
-            // Of the nodes, which are few, all are read.
-            let is_whole = root.to_string().contains("Seq Scan") && ![NODES, SWEEP].contains(statement);
-            assert!(blocks < 200 && !is_whole, "{blocks} {statement}\n{root:#}");
-        }
-    }
+    stay_on_indexes(&mut conn, &statements, "crewcast.nodes, crewcast.presence").await;
 }
 
 #[tokio::test]

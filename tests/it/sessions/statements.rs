@@ -3,10 +3,13 @@
 use crewcast::auth::session::{BEGIN, END, LOOK, READ, RENEWED, REPLACE, SWEEP};
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 
 use super::{own, sign_in, until, until_counted};
-use crate::support::{Client, connect, database, server, sql, token};
+use crate::{
+    plans::{Statement, prepare, stay_on_indexes},
+    support::{Client, connect, database, server, sql, token},
+};
 
 /// Whether a statement waits for the lock. Databases that are copies have their tables under the same numbers.
 const IS_WAITED_FOR: &str = "exists (
@@ -59,47 +62,28 @@ async fn insert(conn: &mut PgConnection, n: usize) {
 async fn a_few_of_many_sessions_are_found_by_index() {
     let url = database().await;
     let mut conn = connect(&url).await;
-    sql(&mut conn, "set plan_cache_mode = force_generic_plan").await;
     let digests = "array[sha256('7'), sha256('77'), sha256('777'), sha256('unknown')]";
     let ids = "array[md5('7'), md5('77'), md5('777'), md5('unknown')]::uuid[]";
-    let begin = "bytea, uuid, text, jsonb, timestamptz, bytea, bigint";
-    let new = "sha256('new'), md5('new')::uuid";
+    let replace = "uuid, jsonb, timestamptz";
+    let begin = |sub: &str, cookie: &str, most: i64, rows| {
+        let new = format!("sha256('new'), md5('new')::uuid, '{sub}', '{{}}', now() + interval '1 hour'");
+        let types = "bytea, uuid, text, jsonb, timestamptz, bytea, bigint";
+        Statement::new(BEGIN, types, format!("{new}, {cookie}, {most}")).gives(rows)
+    };
     let statements = [
-        (READ, "bytea[]", digests.to_owned(), 3),
-        (LOOK, "uuid[]", ids.to_owned(), 3),
-        (RENEWED, "uuid[]", ids.to_owned(), 3),
-        (REPLACE, "uuid, jsonb, timestamptz", "md5('7')::uuid, '{}', now()".to_owned(), 1),
-        (REPLACE, "uuid, jsonb, timestamptz", "md5('unknown')::uuid, '{}', now()".to_owned(), 0),
-        (END, "bytea[]", digests.to_owned(), 0),
-        (SWEEP, "float8, bigint", "3600, 10".to_owned(), 0),
-        (BEGIN, begin, format!("{new}, 'u7', '{{}}', now() + interval '1 hour', null, 100"), 1),
-        (BEGIN, begin, format!("{new}, 'u7', '{{}}', now() + interval '1 hour', sha256('7'), 100"), 1),
-        (BEGIN, begin, format!("{new}, 'u8', '{{}}', now() + interval '1 hour', sha256('7'), 100"), 1),
-        (BEGIN, begin, format!("{new}, 'u7', '{{}}', now() + interval '1 hour', null, 1"), 0),
+        Statement::new(READ, "bytea[]", digests).gives(3),
+        Statement::new(LOOK, "uuid[]", ids).gives(3),
+        Statement::new(RENEWED, "uuid[]", ids).gives(3),
+        Statement::new(REPLACE, replace, "md5('7')::uuid, '{}', now()").gives(1),
+        Statement::new(REPLACE, replace, "md5('unknown')::uuid, '{}', now()").gives(0),
+        Statement::new(END, "bytea[]", digests).gives(0),
+        Statement::new(SWEEP, "float8, bigint", "3600, 10").gives(0),
+        begin("u7", "null", 100, 1),
+        begin("u7", "sha256('7')", 100, 1),
+        begin("u8", "sha256('7')", 100, 1),
+        begin("u7", "null", 1, 0),
     ];
-    // The plans are made while the table is empty, as a server's first ones are.
-    for (nth, (statement, types, values, _)) in statements.iter().enumerate() {
-        sql(&mut conn, &format!("prepare s{nth} ({types}) as {statement}")).await;
-        sql(&mut conn, "begin").await;
-        sql(&mut conn, &format!("explain analyze execute s{nth} ({values})")).await;
-        sql(&mut conn, "rollback").await;
-    }
+    prepare(&mut conn, &statements).await;
     insert(&mut conn, 100_000).await;
-    for analyzed in [false, true] {
-        if analyzed {
-            sql(&mut conn, "analyze crewcast.sessions").await;
-        }
-        for (nth, (statement, _, values, rows)) in statements.iter().enumerate() {
-            sql(&mut conn, "begin").await;
-            let explain = format!("explain (analyze, buffers, format json) execute s{nth} ({values})");
-            let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut conn).await.unwrap();
-            sql(&mut conn, "rollback").await;
-            let root = &plan[0]["Plan"];
-            assert_eq!(root["Actual Rows"], *rows, "{statement} {root:#}");
-            let blocks = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| root[name].as_i64().unwrap());
-            let blocks = blocks[0] + blocks[1];
-            println!("{blocks} blocks, {} ms", plan[0]["Execution Time"]);
-            assert!(blocks < 200 && !root.to_string().contains("Seq Scan"), "{blocks} {statement}\n{root:#}");
-        }
-    }
+    stay_on_indexes(&mut conn, &statements, "crewcast.sessions").await;
 }

@@ -1,13 +1,16 @@
 //! The statements about tickets: few, fast, and never in each other's way.
 
-use crewcast::auth::ticket::{MAKE, RENEW, SWEEP, USE};
+use crewcast::auth::ticket::{MAKE, RENEW, REPLACE, SWEEP, USE};
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, PgConnection};
+use serde_json::json;
+use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use super::{until, until_counted};
-use crate::support::{Client, PATIENCE, connect, database, server, sql, token};
+use crate::{
+    plans::{Statement, prepare, stay_on_indexes},
+    support::{Client, PATIENCE, connect, database, server, sql, token},
+};
 
 /// Holds up every statement about tickets, until the transaction ends.
 async fn lock_tickets(conn: &mut PgConnection) {
@@ -111,41 +114,16 @@ async fn nodes_that_use_and_renew_the_same_tickets_never_wait_for_each_other_in_
 async fn a_few_of_many_tickets_are_found_by_index() {
     let url = database().await;
     let mut conn = connect(&url).await;
-    sql(&mut conn, "set plan_cache_mode = force_generic_plan").await;
     let digests = "array[sha256('7'), sha256('77'), sha256('777'), sha256('unknown')]";
+    let make = "bytea, text, jsonb, float8, timestamptz, bigint";
     let statements = [
-        (USE, "bytea[], float8, float8", format!("{digests}, 600, 0"), 3),
-        (RENEW, "bytea[], float8", format!("{digests}, 600"), 0),
-        (SWEEP, "float8, bigint", "3600, 10".to_owned(), 0),
-        (
-            MAKE,
-            "bytea, text, jsonb, float8, timestamptz, bigint",
-            "sha256('new'), 'u7', '{}', 60, now(), 1000".to_owned(),
-            1,
-        ),
+        Statement::new(USE, "bytea[], float8, float8", format!("{digests}, 600, 0")).gives(3),
+        Statement::new(RENEW, "bytea[], float8", format!("{digests}, 600")).gives(0),
+        Statement::new(REPLACE, "bytea, jsonb, timestamptz, float8", "sha256('7'), '{}', now(), 600").gives(0),
+        Statement::new(SWEEP, "float8, bigint", "3600, 10").gives(0),
+        Statement::new(MAKE, make, "sha256('new'), 'u7', '{}', 60, now(), 1000").gives(1),
     ];
-    // The plans are made while the table is empty, as a server's first ones are.
-    for (nth, (statement, types, values, _)) in statements.iter().enumerate() {
-        sql(&mut conn, &format!("prepare s{nth} ({types}) as {statement}")).await;
-        sql(&mut conn, &format!("explain analyze execute s{nth} ({values})")).await;
-    }
-    sql(&mut conn, "delete from crewcast.tickets").await;
+    prepare(&mut conn, &statements).await;
     insert(&mut conn, 100_000).await;
-    for analyzed in [false, true] {
-        if analyzed {
-            sql(&mut conn, "analyze crewcast.tickets").await;
-        }
-        for (nth, (statement, _, values, rows)) in statements.iter().enumerate() {
-            sql(&mut conn, "begin").await;
-            let explain = format!("explain (analyze, buffers, format json) execute s{nth} ({values})");
-            let plan: Value = sqlx::query_scalar(AssertSqlSafe(explain)).fetch_one(&mut conn).await.unwrap();
-            sql(&mut conn, "rollback").await;
-            let root = &plan[0]["Plan"];
-            assert_eq!(root["Actual Rows"], *rows, "{statement} {root:#}");
-            let blocks = ["Shared Hit Blocks", "Shared Read Blocks"].map(|name| root[name].as_i64().unwrap());
-            let blocks = blocks[0] + blocks[1];
-            println!("{blocks} blocks, {} ms", plan[0]["Execution Time"]);
-            assert!(blocks < 200 && !root.to_string().contains("Seq Scan"), "{blocks} {statement}\n{root:#}");
-        }
-    }
+    stay_on_indexes(&mut conn, &statements, "crewcast.tickets").await;
 }
