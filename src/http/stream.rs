@@ -171,12 +171,13 @@ async fn open(
     types: TypeFilter,
     last_event_id: Option<String>,
 ) -> Result<Session> {
+    let holder = Arc::new(caller.clone());
     loop {
         let judged = app.hub.rights();
         let (rooms, refused) = judge(app, caller, asked).await?;
         let opening = Opening {
             stream_id,
-            holder: Arc::new(caller.clone()),
+            holder: holder.clone(),
             rooms,
             judged,
             refused,

@@ -115,8 +115,6 @@ impl From<Error> for NotJoined {
 /// What a stream has to read of rooms that it has just joined, and what it writes then.
 #[derive(Debug)]
 pub(super) struct Catching {
-    /// The new ones.
-    pub(super) rooms: Vec<String>,
     /// Which of the stream's joins this is; its mailbox says it.
     pub(super) nth: u32,
     /// Where they were joined: what the stream's other rooms had up to there goes out before.
@@ -193,7 +191,7 @@ impl Hub {
             state.rooms.join(room, &mailbox);
         }
         let told = RoomsChanged { joined: wish.rooms, refused: wish.refused, ..RoomsChanged::default() };
-        mailbox.join(Catching { rooms: new, nth: 0, since, after, missed, told: told.clone() });
+        mailbox.join(&new, Catching { nth: 0, since, after, missed, told: told.clone() });
         Ok(told)
     }
 

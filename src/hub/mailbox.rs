@@ -59,8 +59,8 @@ struct State {
 }
 
 /// A room that a stream is in.
-#[derive(Debug, Clone)]
-pub(super) struct Joined {
+#[derive(Debug)]
+struct Joined {
     room: Box<str>,
     /// Whether the stream was shown who is there.
     is_shown: bool,
@@ -69,7 +69,7 @@ pub(super) struct Joined {
 }
 
 /// When a stream joined a room.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Since {
     at: Position,
     /// What it has not to bring of the room, with all that it reads of it before anything else.
@@ -263,16 +263,15 @@ impl Mailbox {
         state.wake();
     }
 
-    /// Puts the stream into rooms; once it has taken what came before, it is their turn.
-    pub(super) fn join(&self, mut catching: Catching) {
+    /// Puts the stream into rooms that it is in none of; once it has taken what came before, it is their turn.
+    pub(super) fn join(&self, rooms: &[String], mut catching: Catching) {
         let mut state = self.state();
         state.joins += 1;
         catching.nth = state.joins;
         let Catching { since: at, after, nth, .. } = &catching;
         let since = || Some(Box::new(Since { at: at.clone(), after: after.clone(), nth: *nth }));
-        let joined = catching.rooms.iter();
         let joined: Vec<Joined> =
-            joined.map(|room| Joined { room: room.as_str().into(), is_shown: false, since: since() }).collect();
+            rooms.iter().map(|room| Joined { room: room.as_str().into(), is_shown: false, since: since() }).collect();
         state.rooms.extend(joined);
         state.is_moved = true;
         let before = state.queue.len();

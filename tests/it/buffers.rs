@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crewcast::log::{self, BODIES, FRESH_MAX, KEYS, NOW, PAGE_MAX, Snapshot, TRANSACTIONS};
+use crewcast::log::{self, BODIES, FRESH_MAX, KEYS, NOW, OF_KINDS, PAGE_MAX, Snapshot, TRANSACTIONS};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
@@ -17,8 +17,9 @@ async fn reader(url: &str) -> PgConnection {
     sql(&mut conn, &format!("prepare keys (bigint[], bigint[], text[], bigint, bigint, bigint) as {KEYS}")).await;
     sql(&mut conn, &format!("prepare bodies (bigint, bigint[]) as {BODIES}")).await;
     sql(&mut conn, &format!("prepare transactions (bigint, bigint[], bigint, bigint) as {TRANSACTIONS}")).await;
+    sql(&mut conn, &format!("prepare kinds (bigint, bigint[], text[], bigint) as {OF_KINDS}")).await;
     let range = std::slice::from_ref(&(1..2));
-    for call in [&now(range), &keys(range, "topic:quiet", 1), &bodies(&[1]), &transactions(&[1])] {
+    for call in [&now(range), &keys(range, "topic:quiet", 1), &bodies(&[1]), &transactions(&[1]), &kinds(&[1])] {
         sql(&mut conn, &format!("execute {call}")).await;
     }
     conn
@@ -50,6 +51,10 @@ fn bodies(seqs: &[i64]) -> String {
 
 fn transactions(xacts: &[i64]) -> String {
     format!("transactions(65536, {}, 0, {PAGE_MAX})", list(xacts.iter().copied()))
+}
+
+fn kinds(xacts: &[i64]) -> String {
+    format!("kinds(65536, {}, '{{membership:changed,project:updated}}', 1000)", list(xacts.iter().copied()))
 }
 
 /// Fails unless the call touches at most this many blocks and scans no table of the log's from end to end.
@@ -117,6 +122,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
         touches(&mut conn, &now(&before.beyond()), 60).await;
         touches(&mut conn, &now(&seen.snapshot.beyond()), 60).await;
         touches(&mut conn, &transactions(&seen.fresh), 3000).await;
+        touches(&mut conn, &kinds(&seen.fresh), 3000).await;
         let ranges = seen.snapshot.minus(&before);
         let call = keys(&ranges, "topic:quiet", 10_001);
         let quiet = found(&mut conn, &call).await;
@@ -173,6 +179,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
         touches(&mut conn, &keys(&seen.minus(&empty), "topic:hot", 10_001), 500).await;
         let mut fresh: Vec<i64> = (90_000..90_200).collect();
         touches(&mut conn, &transactions(&fresh), 6000).await;
+        touches(&mut conn, &kinds(&fresh), 6000).await;
         fresh.push(OFFSET);
         touches(&mut conn, &transactions(&fresh), 6000).await;
     }

@@ -140,3 +140,29 @@ async fn requests_that_wait_for_a_row_keep_no_right_and_no_event_from_anybody() 
     node.stop().await;
     other.stop().await;
 }
+
+#[tokio::test]
+async fn a_revocation_at_the_end_of_a_long_transaction_holds_from_its_first_event_on() {
+    let url = database().await;
+    let server = server(&url, &["--poll=50ms"]).await;
+    let admin = Client::admin(&server);
+    let project = admin.project("north").await;
+    invite(&admin, &project, "ben").await;
+    let room = format!("project:{project}");
+    let (mut ben, _) =
+        open(&Client::new(&server, &member("ben", &[], &[], HOUR)), &format!("rooms=company,{room}")).await;
+    let mut conn = connect(&url).await;
+    sql(&mut conn, "begin").await;
+    // More than a page of the log.
+    crate::support::publish(&mut conn, &room, 1..=600, 10).await;
+    sql(&mut conn, &format!("delete from crewcast.members where project_id = '{project}'")).await;
+    let data = format!(r#"{{"projectId":"{project}","userId":"ben","role":null}}"#);
+    let rooms = format!("'{{{room},user:ben}}', 'membership:changed', '{data}'");
+    sql(&mut conn, &format!("select crewcast.append({rooms}, null, null)")).await;
+    sql(&mut conn, "commit").await;
+    say(&admin, "company", 1).await;
+    assert_eq!(ben.expect("stream:rooms").await.1["left"], json!([{ "room": room, "reason": "revoked" }]));
+    ben.expect("membership:changed").await;
+    expect_n(&mut ben, 1).await;
+    server.stop().await;
+}
