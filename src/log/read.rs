@@ -91,12 +91,12 @@ pub const TRANSACTIONS: &str = concat!(
 );
 
 /// Events of some kinds that some transactions made. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: kinds, `$4`: rows at
-/// most.
+/// most. The order and the limit keep it on the index in generic plans as well.
 pub const OF_KINDS: &str = concat!(
     "select event.* from unnest($2::bigint[]) as fresh (xact)
      cross join lateral (select ",
     event_columns!(),
-    "                    from crewcast.events where xact = fresh.xact and type = any($3)) as event
+    "                    from crewcast.events where xact = fresh.xact and type = any($3) order by seq limit $4) as event
      limit $4"
 );
 
