@@ -3,11 +3,15 @@
 //! Counters only go up. Gauges that can be looked up are set when somebody asks, and cost nothing between. Labels are
 //! closed lists: no name that a client chose becomes one.
 
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, RwLock, RwLockReadGuard, atomic::AtomicU64},
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, text},
-    metrics::{MetricType, counter, family::Family, gauge, histogram},
+    metrics::{MetricType, TypedMetric as _, counter, gauge, histogram},
     registry::{Registry, Unit},
 };
 
@@ -16,29 +20,43 @@ pub type Counter = counter::Counter<u64, AtomicU64>;
 /// Goes up and down.
 pub type Gauge = gauge::Gauge;
 
-/// Counters that a label of a closed list tells apart.
+/// Counters that a label of a closed list tells apart. What was counted is the list: whoever shows all of them cannot leave
+/// one out.
 #[derive(Debug, Clone, Default)]
-pub struct Counters(Family<[(&'static str, &'static str); 1], Counter>);
+pub struct Counters(Arc<RwLock<BTreeMap<Label, Counter>>>);
+
+/// A label's name and its value.
+type Label = (&'static str, &'static str);
 
 impl Counters {
     /// One more of these; how many there were before.
     pub fn count(&self, label: &'static str, value: &'static str) -> u64 {
-        self.0.get_or_create(&[(label, value)]).inc()
+        if let Some(counter) = self.read().get(&(label, value)) {
+            return counter.inc();
+        }
+        self.0.write().expect(UNBROKEN).entry((label, value)).or_default().inc()
     }
 
-    /// How many of these there were.
-    pub fn of(&self, label: &'static str, value: &'static str) -> u64 {
-        self.0.get(&[(label, value)]).map_or(0, |counter| counter.get())
+    /// How many there were of each, by the label's value; what there was none of is not named.
+    pub fn all(&self) -> BTreeMap<&'static str, u64> {
+        self.read().iter().map(|((_, value), counter)| (*value, counter.get())).collect()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Label, Counter>> {
+        self.0.read().expect(UNBROKEN)
     }
 }
 
+/// Why the counters' lock is never poisoned.
+const UNBROKEN: &str = "nothing panics while it holds the counters";
+
 impl EncodeMetric for Counters {
-    fn encode(&self, encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
-        self.0.encode(encoder)
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.read().iter().try_for_each(|(label, counter)| counter.encode(encoder.encode_family(&[*label])?))
     }
 
     fn metric_type(&self) -> MetricType {
-        self.0.metric_type()
+        Counter::TYPE
     }
 }
 
@@ -217,6 +235,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }
-        assert_eq!(metrics.resets.of("reason", "too_old"), 1);
+        assert_eq!(metrics.resets.all(), [("too_old", 1)].into());
     }
 }

@@ -19,9 +19,8 @@ use super::openapi::{always, text};
 use crate::{
     app::App,
     error::Code,
-    ids::BUILTIN_TYPES,
     log::Position,
-    metrics::{Counters, Metrics, resident_bytes},
+    metrics::{Metrics, resident_bytes},
     web::openapi::{Responses, json},
 };
 
@@ -207,17 +206,16 @@ impl<T: ToSchema> IntoResponses for Unstored<T> {
 fn of(app: &App) -> Stats {
     let metrics = &app.metrics;
     let (events, writes) = (metrics.deliveries.get(), metrics.writes.get());
-    let kinds: Vec<&'static str> = BUILTIN_TYPES.iter().copied().chain(["custom"]).collect();
     Stats {
         streams: Streams {
             open: metrics.streams.get(),
             max: metrics.streams_max.get(),
             opened: metrics.streams_opened.get(),
-            closed: by(&metrics.streams_closed, "reason", &["gone", "expired", "draining"]),
-            refused: by(&metrics.streams_refused, "reason", &["draining", "overload", "limit"]),
+            closed: metrics.streams_closed.all(),
+            refused: metrics.streams_refused.all(),
         },
         rooms: metrics.rooms.get(),
-        events: by(&metrics.events, "type", &kinds),
+        events: metrics.events.all(),
         deliveries: Deliveries {
             events,
             bytes: metrics.delivered.get(),
@@ -226,8 +224,8 @@ fn of(app: &App) -> Stats {
             stalled_connections: metrics.connections_stalled.get(),
         },
         replays: Replays {
-            by_source: by(&metrics.replays, "source", &["ring", "log"]),
-            resets: by(&metrics.resets, "reason", &["foreign", "too_old", "malformed", "unknown", "too_many"]),
+            by_source: metrics.replays.all(),
+            resets: metrics.resets.all(),
             queue_overflows: metrics.queue_overflows.get(),
             router_lagged: metrics.hub_lagged.get(),
             waiting: metrics.replays_waiting.get(),
@@ -252,12 +250,6 @@ fn of(app: &App) -> Stats {
         },
         cursor: app.hub.tail().at.to_string(),
     }
-}
-
-/// Those that there were any of.
-fn by(counters: &Counters, label: &'static str, values: &[&'static str]) -> Counts {
-    let counted = values.iter().map(|value| (*value, counters.of(label, value)));
-    counted.filter(|(_, count)| *count > 0).collect()
 }
 
 /// Middleware: counts every answer.

@@ -117,8 +117,11 @@ impl Session {
             return Err(out_of_reach().into());
         }
         let seat = Seat::take(hub, claim(&opening)).map_err(|full| {
+            if full == Full::Stale {
+                return NotJoined::Stale;
+            }
             hub.metrics.streams_refused.count("reason", full.as_str());
-            if full == Full::Stale { NotJoined::Stale } else { NotJoined::Failed(full.into()) }
+            NotJoined::Failed(full.into())
         })?;
         let (tail, start) = judge(&seat, opening.last_event_id.as_deref()).await?;
         let now = Instant::now();

@@ -15,6 +15,7 @@ mod docs;
 mod drain;
 mod embedded;
 mod events;
+mod figures;
 mod first;
 mod hooks;
 mod input;
