@@ -107,7 +107,7 @@ pub struct Limits {
     /// Longest silence on a stream
     #[arg(long, env = "CREWCAST_HEARTBEAT", default_value = "15s", value_parser = duration)]
     pub heartbeat: Duration,
-    /// How long a stream's socket may take not one byte of what waits for it
+    /// How long a client may acknowledge not one byte of what waits for it
     #[arg(long, env = "CREWCAST_STALL_TIMEOUT", default_value = "30s", value_parser = duration)]
     pub stall_timeout: Duration,
     /// How long before its token expires a stream is told

@@ -122,7 +122,7 @@ metrics! {
     connections: Gauge = "Connections open now";
     connections_max: Gauge = "Connections at most, by the limit of open files; more wait to be accepted";
     connections_accepted: Counter = "Connections accepted";
-    connections_stalled: Counter = "Connections cut because their socket took not one byte for stall-timeout";
+    connections_stalled: Counter = "Connections cut because their peer acknowledged not one byte of what waited for stall-timeout";
     requests: Counters = "Requests answered, by class of status";
     problems: Counters = "Requests answered with a problem, by its code";
 

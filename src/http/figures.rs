@@ -129,7 +129,7 @@ struct Deliveries {
     writes: u64,
     /// Events a piece.
     per_write: f64,
-    /// Connections cut because their socket took nothing.
+    /// Connections cut because their peer acknowledged nothing of what waited for it.
     stalled_connections: u64,
 }
 

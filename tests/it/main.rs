@@ -38,6 +38,7 @@ mod reset;
 mod restore;
 mod rights;
 mod sessions;
+mod silent;
 mod stall;
 mod start;
 mod stream;

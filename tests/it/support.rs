@@ -363,9 +363,14 @@ pub struct Slow {
 impl Slow {
     /// Opens a stream. HTTP/1.0, so that the body comes without any framing of its own.
     pub async fn open(address: &str, token: &str, query: &str, last_event_id: &str) -> Self {
+        Self::open_ahead(128 * 1024, address, token, query, last_event_id).await
+    }
+
+    /// Opens one whose socket takes so many bytes ahead, or twice as many.
+    pub async fn open_ahead(bytes: u32, address: &str, token: &str, query: &str, last_event_id: &str) -> Self {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.set_recv_buffer_size(128 * 1024).unwrap();
+        socket.set_recv_buffer_size(bytes).unwrap();
         let mut socket = socket.connect(address.parse().unwrap()).await.unwrap();
         let head = format!("GET /events?{query} HTTP/1.0\r\nHost: test\r\nAuthorization: Bearer {token}\r\n");
         let id = if last_event_id.is_empty() { String::new() } else { format!("Last-Event-ID: {last_event_id}\r\n") };

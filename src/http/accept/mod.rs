@@ -1,8 +1,10 @@
 //! The connections: accepted one by one, each served by a task of its own.
 //!
 //! hyper's own HTTP/1 builder around the router, since a stream costs a third of the memory that it costs with
-//! `axum::serve`. Every connection is bounded: its head and its buffers in bytes and time, and its socket in how long it may
-//! take nothing.
+//! `axum::serve`. Every connection is bounded: its head and its buffers in bytes and time, and its socket in what the
+//! kernel holds for it and in how long its peer may acknowledge nothing.
+
+mod watched;
 
 use std::{
     convert::Infallible,
@@ -23,15 +25,15 @@ use hyper::{Request, body::Incoming, server::conn::http1};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use pin_project_lite::pin_project;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, futures::OwnedNotified, oneshot},
-    time::{Instant, Sleep, sleep, timeout_at},
+    sync::{Notify, Semaphore, SemaphorePermit, futures::OwnedNotified, oneshot},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
+use self::watched::{Stall, Watched, bound_buffers};
 use super::address::Peer;
-use crate::metrics::{Counter, Gauge, Metrics};
+use crate::metrics::Metrics;
 
 /// What hyper may hold for one connection: of its requests' heads, and of what its socket did not take yet.
 const BUFFER_BYTES_MAX: usize = 64 * 1024;
@@ -49,7 +51,7 @@ pub struct AcceptSettings {
     pub connections_max: usize,
     /// The longest time for a request's head to arrive.
     pub head_timeout: Duration,
-    /// The longest time for a socket to take not one byte of what waits for it.
+    /// The longest time for a peer to acknowledge not one byte of what waits for it.
     pub stall_timeout: Duration,
 }
 
@@ -58,10 +60,8 @@ pub struct Acceptor {
     listener: TcpListener,
     router: Router,
     settings: AcceptSettings,
-    metrics: Arc<Metrics>,
-    places: Arc<Semaphore>,
     stall: Arc<Stall>,
-    phase: Arc<Phase>,
+    shared: Arc<Shared>,
     connections: TaskTracker,
 }
 
@@ -69,10 +69,13 @@ impl Acceptor {
     /// Serves `router` on `listener`.
     pub fn new(listener: TcpListener, router: Router, settings: AcceptSettings, metrics: Arc<Metrics>) -> Self {
         metrics.connections_max.set(settings.connections_max.try_into().unwrap_or(i64::MAX));
-        let places = Arc::new(Semaphore::new(settings.connections_max));
+        if let Err(error) = bound_buffers(&listener) {
+            tracing::warn!(%error, "cannot bound what the kernel holds for each connection");
+        }
         let stall = Arc::new(Stall { timeout: settings.stall_timeout, cut: metrics.connections_stalled.clone() });
-        let (phase, connections) = (Arc::default(), TaskTracker::new());
-        Self { listener, router, settings, metrics, places, stall, phase, connections }
+        let places = Semaphore::new(settings.connections_max);
+        let shared = Arc::new(Shared { metrics, places, phase: Phase::default() });
+        Self { listener, router, settings, stall, shared, connections: TaskTracker::new() }
     }
 
     /// Where it listens.
@@ -92,15 +95,15 @@ impl Acceptor {
                 accepted = self.accept() => self.serve(accepted),
             }
         };
-        let (phase, connections) = (self.phase.clone(), self.connections.clone());
+        let (shared, connections) = (self.shared.clone(), self.connections.clone());
         if let Err(error) = self.serve_the_last() {
             tracing::warn!(%error, "connections that were made at the end are lost");
         }
         sleep(LINGER).await;
-        phase.enter(Phase::CLOSING);
+        shared.phase.enter(Phase::CLOSING);
         connections.close();
         let is_done = timeout_at(deadline, connections.wait()).await.is_ok();
-        phase.enter(Phase::CUT);
+        shared.phase.enter(Phase::CUT);
         connections.wait().await;
         is_done
     }
@@ -109,10 +112,11 @@ impl Acceptor {
     /// just now the runtime learns only later.
     fn serve_the_last(self) -> io::Result<()> {
         let kernel = std::net::TcpListener::from(self.listener.as_fd().try_clone_to_owned()?);
-        while let Ok(place) = self.places.clone().try_acquire_owned() {
+        while let Ok(place) = self.shared.places.try_acquire() {
             match kernel.accept() {
                 Ok((socket, peer)) => {
                     socket.set_nonblocking(true)?;
+                    let place = Place::take(&self.shared, place);
                     self.serve((TcpStream::from_std(socket)?, Peer::at(peer), place));
                 }
                 Err(error) if is_about_one_connection(&error) => {}
@@ -123,11 +127,11 @@ impl Acceptor {
         Ok(())
     }
 
-    async fn accept(&self) -> (TcpStream, Peer, OwnedSemaphorePermit) {
-        let place = self.places.clone().acquire_owned().await.expect("nobody closes the semaphore");
+    async fn accept(&self) -> (TcpStream, Peer, Place) {
+        let place = self.shared.places.acquire().await.expect("nobody closes the semaphore");
         loop {
             match self.listener.accept().await {
-                Ok((socket, peer)) => return (socket, Peer::at(peer), place),
+                Ok((socket, peer)) => return (socket, Peer::at(peer), Place::take(&self.shared, place)),
                 // The client was gone before it was accepted.
                 Err(error) if is_about_one_connection(&error) => {}
                 Err(error) => {
@@ -138,18 +142,16 @@ impl Acceptor {
         }
     }
 
-    fn serve(&self, (socket, peer, place): (TcpStream, Peer, OwnedSemaphorePermit)) {
-        self.metrics.connections_accepted.inc();
+    fn serve(&self, (socket, peer, place): (TcpStream, Peer, Place)) {
+        self.shared.metrics.connections_accepted.inc();
         // Events are small and must not wait for more to fill a packet.
         let _ = socket.set_nodelay(true);
         let socket = Watched::new(socket, self.stall.clone());
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(self.settings.head_timeout).max_buf_size(BUFFER_BYTES_MAX);
         let connection = builder.serve_connection(TokioIo::new(socket), Routes { router: self.router.clone(), peer });
-        let changed = self.phase.changed.clone().notified_owned();
-        let phase = self.phase.clone();
-        let open = Open::new(self.metrics.connections.clone(), place);
-        self.connections.spawn(Serving { connection, phase, changed, seen: Phase::OPEN, listens: false, open });
+        let changed = self.shared.phase.changed.clone().notified_owned();
+        self.connections.spawn(Serving { connection, changed, seen: Phase::OPEN, listens: false, place });
     }
 }
 
@@ -171,7 +173,7 @@ impl hyper::service::Service<Request<Incoming>> for Routes {
 }
 
 /// What every connection is told. Looking costs one load: ten thousand connections look whenever an event goes out.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Phase {
     now: AtomicU8,
     changed: Arc<Notify>,
@@ -195,22 +197,28 @@ impl Phase {
     }
 }
 
-/// A connection's place, counted for as long as it is taken.
-struct Open {
-    gauge: Gauge,
-    _place: OwnedSemaphorePermit,
+/// What all connections share.
+struct Shared {
+    metrics: Arc<Metrics>,
+    places: Semaphore,
+    phase: Phase,
 }
 
-impl Open {
-    fn new(gauge: Gauge, place: OwnedSemaphorePermit) -> Self {
-        gauge.inc();
-        Self { gauge, _place: place }
+/// A connection's place, counted for as long as it is taken.
+struct Place(Arc<Shared>);
+
+impl Place {
+    fn take(shared: &Arc<Shared>, place: SemaphorePermit<'_>) -> Self {
+        place.forget();
+        shared.metrics.connections.inc();
+        Self(shared.clone())
     }
 }
 
-impl Drop for Open {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.gauge.dec();
+        self.0.metrics.connections.dec();
+        self.0.places.add_permits(1);
     }
 }
 
@@ -220,13 +228,12 @@ pin_project! {
     struct Serving {
         #[pin]
         connection: http1::Connection<TokioIo<Watched>, Routes>,
-        phase: Arc<Phase>,
         // Made before the phase is looked at: a change in between is not missed.
         #[pin]
         changed: OwnedNotified,
         seen: u8,
         listens: bool,
-        open: Open,
+        place: Place,
     }
 }
 
@@ -235,14 +242,15 @@ impl Future for Serving {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut this = self.project();
-        let now = this.phase.now();
+        let phase = &this.place.0.phase;
+        let now = phase.now();
         if now == Phase::CUT {
             return Poll::Ready(());
         }
         if now != *this.seen {
             *this.seen = now;
             this.connection.as_mut().graceful_shutdown();
-            this.changed.set(this.phase.changed.clone().notified_owned());
+            this.changed.set(phase.changed.clone().notified_owned());
             *this.listens = false;
         }
         if !std::mem::replace(this.listens, true) && this.changed.poll(cx).is_ready() {
@@ -260,113 +268,6 @@ impl Future for Serving {
 fn is_about_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-/// A socket that breaks once it has taken not one byte for too long of what was there to write.
-///
-/// The kernel takes bytes into its own buffers first, some megabytes of them, so that only what comes after those is
-/// seen to wait.
-struct Watched {
-    socket: TcpStream,
-    stall: Arc<Stall>,
-    /// Set while a write waits for the socket: a socket that takes all has no timer.
-    stalled: Option<Pin<Box<Sleep>>>,
-}
-
-/// What is the same for every socket.
-struct Stall {
-    /// How long one may take nothing.
-    timeout: Duration,
-    /// Counts those that took nothing for longer.
-    cut: Counter,
-}
-
-impl Watched {
-    fn new(socket: TcpStream, stall: Arc<Stall>) -> Self {
-        Self { socket, stall, stalled: None }
-    }
-
-    /// What became of a write of `bytes`: one that waits for too long is an error.
-    fn watch(
-        &mut self,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(self.stall.timeout)));
-        ready!(stalled.as_mut().poll(cx));
-        self.stalled = None;
-        match self.write_unasked(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.stall.cut.inc();
-                let message = "the socket took nothing for stall-timeout";
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
-            }
-            written => Poll::Ready(written),
-        }
-    }
-
-    /// Writes to a socket that the kernel does not call writable: it waits with that until a third of its buffer is free,
-    /// which a client that reads slowly may need minutes for, and takes single bytes long before.
-    fn write_unasked(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(nix::unistd::write(&self.socket, bytes)?)
-    }
-}
-
-/// Pieces that are written as one when they have no more bytes: copying so few costs less than the system's call for many.
-const JOINED_BYTES_MAX: usize = 512;
-
-/// The pieces one after the other, if they fit.
-fn join<'a>(pieces: &[io::IoSlice<'_>], joined: &'a mut [u8; JOINED_BYTES_MAX]) -> Option<&'a [u8]> {
-    let mut end = 0;
-    for piece in pieces {
-        joined.get_mut(end..end + piece.len())?.copy_from_slice(piece);
-        end += piece.len();
-    }
-    Some(&joined[..end])
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
-        self.watch(cx, bytes, written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut joined = [0; JOINED_BYTES_MAX];
-        if let Some(joined) = join(bytes, &mut joined) {
-            return self.poll_write(cx, joined);
-        }
-        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bytes);
-        let first = bytes.iter().find(|bytes| !bytes.is_empty()).map_or(&[][..], |bytes| &**bytes);
-        self.watch(cx, first, written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]
