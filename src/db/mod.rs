@@ -5,6 +5,7 @@
 //! log.
 
 pub mod desk;
+mod disk;
 pub mod embedded;
 mod reach;
 mod sweep;
@@ -23,8 +24,8 @@ use sqlx::{
 };
 use tokio::sync::Notify;
 
-use self::reach::Reach;
 pub use self::sweep::{Sweep, keep_sweeping};
+use self::{disk::Disk, reach::Reach};
 use crate::{
     error::Error,
     log::{self, NewEvent, Position},
@@ -52,6 +53,8 @@ pub struct Db {
     echo: Arc<Notify>,
     /// Whether Postgres answered last time. Written by the pump, which is never without a question.
     reach: Arc<Reach>,
+    /// What is known to be on disk.
+    disk: Arc<Disk>,
 }
 
 impl Db {
@@ -84,7 +87,7 @@ impl Db {
         // Nothing that goes there is kept over a crash: it need not wait for the disk.
         let hasty = options.clone().options([("synchronous_commit", "off")]);
         let (pool, own) = (pool(connections, options.clone()), pool(OWN_CONNECTIONS, hasty));
-        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach }
+        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach, disk: Arc::default() }
     }
 
     /// Begins a change.
@@ -110,7 +113,7 @@ impl Db {
     pub async fn read(&self) -> Result<Read, Error> {
         self.breaker()?;
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let cursor = log::cursor(&mut tx).await?;
+        let cursor = self.now(&mut tx, &[]).await?.position();
         Ok(Read { tx, cursor })
     }
 

@@ -70,7 +70,7 @@ pub(super) async fn read_event(
     PathArg(seq): PathArg<i64>,
 ) -> Result<Plain<LoggedFrame>> {
     let mut conn = app.db.acquire().await?;
-    let event = log::one(&mut conn, seq).await?.ok_or_else(Error::not_found)?;
+    let event = app.db.event(&mut conn, seq).await?.ok_or_else(Error::not_found)?;
     drop(conn);
     let rooms: Vec<Room> = event.rooms.iter().filter_map(|room| room.parse().ok()).collect();
     if !app.joins.may_join(&caller, &rooms).await?.contains(&true) {
@@ -121,8 +121,7 @@ pub(super) async fn read_room(
 /// Where the page begins: behind the cursor, if it can be resumed, else at the floor.
 async fn beginning(conn: &mut PgConnection, page: &Page, to: &Position) -> Result<Position> {
     let Some(after) = &page.after else {
-        let floor = log::now(conn, &[]).await?.floor;
-        return Ok(Position::settled(to.epoch().clone(), floor));
+        return Ok(Position::settled(to.epoch().clone(), log::floor(conn).await?));
     };
     let after: Position =
         after.parse().map_err(|error| Error::new(Code::InvalidQuery, format!("after is not a cursor: {error}.")))?;

@@ -79,7 +79,7 @@ impl Pump {
         if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
         }
-        let now = log::now(&mut conn, &[]).await?;
+        let now = db.now(&mut conn, &[]).await?;
         let last = now.position();
         let hub = Hub::new(db.clone(), hub, metrics, now, warden);
         let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None };
@@ -128,7 +128,7 @@ impl Pump {
         let bell = self.db.bell();
         loop {
             let asked = self.hub.asked.load(Ordering::SeqCst);
-            let now = within(log::now(&mut conn, &self.last.base().beyond())).await?;
+            let now = within(self.db.now(&mut conn, &self.last.base().beyond())).await?;
             self.advance(&mut conn, now, asked).await?;
             within(self.mark(&mut conn)).await?;
             let _ = timeout(self.settings.poll, bell.notified()).await;
@@ -215,7 +215,7 @@ impl Pump {
     async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let Some((to, after)) = self.last.rest() else { return Ok(()) };
         let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
-        let now = within(log::now(conn, &to.minus(&from))).await?;
+        let now = within(self.db.now(conn, &to.minus(&from))).await?;
         if now.epoch != epoch {
             return Ok(());
         }
@@ -233,7 +233,7 @@ impl Pump {
     /// Gives up a read whose beginning the log has let go.
     async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let asked = self.hub.asked.load(Ordering::SeqCst);
-        let now = within(log::now(conn, &[])).await?;
+        let now = within(self.db.now(conn, &[])).await?;
         if now.epoch == *self.last.epoch() {
             self.jump(conn, &now, asked).await?;
         }

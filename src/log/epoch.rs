@@ -102,13 +102,14 @@ async fn broken(
     if identity.timeline != identity.log_timeline && failover == Failover::Lossy {
         return Ok(Some("a standby was promoted"));
     }
-    let now = match super::now(conn, &[]).await {
+    let seen = match super::look(conn, &[]).await {
         Err(LogError::Ahead) => return Ok(Some("the log is ahead of its cluster")),
-        now => now?,
+        seen => seen?,
     };
+    let now = seen.peek();
     // Also when the epoch is another one: it may be an older one, from a copy made before it was renewed.
     let Some((last, proof)) = last else { return Ok(None) };
-    let intact = now.snapshot.includes(last.reach()) && holds(conn, &now, proof).await?;
+    let intact = now.snapshot.includes(last.reach()) && holds(conn, now, proof).await?;
     Ok((!intact).then_some("the database was set back"))
 }
 

@@ -23,17 +23,23 @@
 //! 3. **No id of one's own.** A transaction's own id is not in the `xip` of its snapshots (src `procarray.c`,
 //!    `GetSnapshotData` skips the caller's own entry). A position that was taken by a transaction with an id could claim
 //!    an id that never commits, so [`now`] refuses one (`pg_current_xact_id_if_assigned()`).
-//! 4. **What is visible is on disk.** A commit becomes visible after its WAL record was flushed, unless
-//!    `synchronous_commit` is `off` (doc 30.4, src `xact.c`: `RecordTransactionCommit` comes before
-//!    `ProcArrayEndTransaction`). `append` raises `off` to `on` for the rest of the transaction, and a deferred
-//!    constraint trigger does so again at commit, because a caller may lower it after it published (doc 20.5.1: the setting
-//!    in force when the transaction commits counts; doc `SET CONSTRAINTS`: deferred triggers run at commit). A caller who
-//!    runs `SET CONSTRAINTS ALL IMMEDIATE` and lowers it after that undoes both, and can lose, in a crash of Postgres, its
-//!    own events and those of whoever is given the same id next.
+//! 4. **What goes out is on disk.** A transaction is visible once its commit record is in the WAL (src `xact.c`:
+//!    `RecordTransactionCommit` comes before `ProcArrayEndTransaction`); with `synchronous_commit = off` it is so before that
+//!    record is flushed (doc 28.4 "Asynchronous Commit"), and a crash may take it back. `append` raises `off` to `on`, and a
+//!    deferred constraint trigger does so again at commit, but neither binds anybody: `SET CONSTRAINTS ALL IMMEDIATE` lets the
+//!    setting be lowered after the trigger, and an apply worker of logical replication undoes what a trigger has set when
+//!    it goes back to its own role (src `usercontext.c`, `RestoreUserContext`). They save time. The promise is the
+//!    reader's: [`NOW`] gives the insert position of the WAL too, which it takes after its snapshot, so behind every commit
+//!    record that the snapshot shows (src `xlog.c`: a record's place is reserved before `XLogInsert` returns,
+//!    `GetXLogInsertRecPtr` gives the end of what is reserved), and nothing of the answer leaves [`wal::Seen`] before the
+//!    flush position has passed it. If nobody else's commit brings it there, one of our own does: it has an id and a record
+//!    of its own, a message, without which a commit flushes nothing (src `xact.c`: `wrote_xlog && markXidCommitted`; `message.c`
+//!    asks for no right and no `wal_level`). Later statements that read pages are cut to what was on disk. What is known to
+//!    be on disk is kept as a position, so that a node asks once for each event and not for each reader.
 //! 5. **The clamp.** Ids are handed out without WAL (src `varsup.c`: `GetNewTransactionId` logs nothing), and after a crash
 //!    the counter starts again behind the last id that the WAL speaks of. Ids that only ever lived in memory are given out
 //!    twice: a raw `xmax` may promise that a transaction of the future was already seen. A position's `xmax` is therefore
-//!    one more than the highest id *visible in the same snapshot* in `commits` (or the floor's): that id was flushed by
+//!    one more than the highest id *visible in the same snapshot* in `commits` (or the floor's): that id is on disk by
 //!    step 4, so nothing at or below it is ever handed out again. What the clamp leaves out has published nothing
 //!    visible: leaving it out of the set costs nothing and is true.
 //! 6. **Transactions first.** [`NOW`] asks `commits`, which has one row for each publishing transaction, which of them are
@@ -66,15 +72,18 @@ pub mod event;
 pub mod position;
 mod read;
 pub mod retention;
+pub mod wal;
 
 use std::ops::Range;
 
-use sqlx::PgConnection;
+use sqlx::{FromRow as _, PgConnection, Row as _};
 
+use self::wal::{Wal, wal_columns};
 pub use self::{
     event::{Event, Meta, NewEvent},
     position::{Epoch, Position, Reading, Snapshot},
     read::{BODIES, KEYS, KEYS_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one},
+    wal::Seen,
 };
 
 /// More transactions than this at once are not routed one by one: the streams read them from the log.
@@ -122,8 +131,8 @@ impl Now {
 
 /// The one statement that takes positions. `$1`, `$2`: half-open ranges of ids to look for publishing transactions in;
 /// `$3`: how many of those at most.
-pub const NOW: &str = "
-    select pg_current_snapshot()::text as snapshot,
+pub const NOW: &str = concat!(
+    "select pg_current_snapshot()::text as snapshot,
            pg_current_xact_id_if_assigned() is not null as writing,
            cluster.ofs, log.epoch, log.floor,
            (select max(xact) from crewcast.commits) as top,
@@ -132,39 +141,44 @@ pub const NOW: &str = "
                  cross join lateral (select xact from crewcast.commits
                                      where xact >= range.lo and xact < range.hi
                                      order by xact limit $3) as fresh
-                 limit $3) as fresh
-    from crewcast.cluster, crewcast.log";
+                 limit $3) as fresh,
+           ",
+    wal_columns!(),
+    " from crewcast.cluster, crewcast.log"
+);
 
-/// The log now, with the publishing transactions in `ranges`.
+/// The log now, with the publishing transactions in `ranges`. For the position to belong to data that is read on `conn` as
+/// well, the transaction is `REPEATABLE READ READ ONLY`.
 ///
 /// # Errors
 /// [`LogError::Ahead`] when the log was restored into a cluster that counts from below it.
-pub async fn now(conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Now, LogError> {
-    type Row = (String, bool, i64, String, String, Option<i64>, Vec<i64>);
+pub async fn look(conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Seen<Now>, LogError> {
     let (lo, hi) = bounds(ranges);
-    let (snapshot, writing, ofs, epoch, floor, top, fresh): Row =
-        sqlx::query_as(NOW).bind(lo).bind(hi).bind(FRESH_MAX + 1).fetch_one(conn).await?;
-    if writing {
+    let row = sqlx::query(NOW).bind(lo).bind(hi).bind(FRESH_MAX + 1).fetch_one(conn).await?;
+    if row.try_get("writing")? {
         return Err(LogError::Broken("a position was taken by a transaction that writes"));
     }
-    let floor: Snapshot = floor.parse().map_err(|_| LogError::Broken("the floor is not a snapshot"))?;
-    let top = top.unwrap_or(0).cast_unsigned().max(floor.xmax() - 1);
-    let raw = position::RawSnapshot::parse(&snapshot, ofs).map_err(|_| LogError::Broken("not a snapshot"))?;
-    Ok(Now {
-        epoch: epoch.parse().map_err(|_| LogError::Broken("the epoch is not one"))?,
-        snapshot: raw.clamp(top).map_err(|_| LogError::Ahead)?,
-        floor,
-        fresh,
-    })
+    let floor = snapshot(row.try_get("floor")?)?;
+    let top = row.try_get::<Option<i64>, _>("top")?.unwrap_or(0).cast_unsigned().max(floor.xmax() - 1);
+    let raw = position::RawSnapshot::parse(row.try_get("snapshot")?, row.try_get("ofs")?);
+    let raw = raw.map_err(|_| LogError::Broken("not a snapshot"))?;
+    let epoch = row.try_get::<&str, _>("epoch")?.parse().map_err(|_| LogError::Broken("the epoch is not one"))?;
+    let now =
+        Now { epoch, snapshot: raw.clamp(top).map_err(|_| LogError::Ahead)?, floor, fresh: row.try_get("fresh")? };
+    Ok(Seen::new(now, Wal::from_row(&row)?))
 }
 
-/// The position of the snapshot that the transaction on `conn` reads from. For the position to belong to the data, the
-/// transaction is `REPEATABLE READ READ ONLY`.
+/// What can still be resumed includes this.
 ///
 /// # Errors
-/// As [`now`].
-pub async fn cursor(conn: &mut PgConnection) -> Result<Position, LogError> {
-    Ok(now(conn, &[]).await?.position())
+/// When Postgres does not answer.
+pub async fn floor(conn: &mut PgConnection) -> Result<Snapshot, LogError> {
+    let floor: String = sqlx::query_scalar("select floor from crewcast.log").fetch_one(conn).await?;
+    snapshot(&floor)
+}
+
+fn snapshot(floor: &str) -> Result<Snapshot, LogError> {
+    floor.parse().map_err(|_| LogError::Broken("the floor is not a snapshot"))
 }
 
 /// Appends events to the log in the transaction on `conn`, in their order, and returns their seqs. Call it after the

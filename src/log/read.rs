@@ -4,7 +4,11 @@ use std::{collections::VecDeque, ops::Range};
 
 use sqlx::{FromRow as _, PgConnection, Row as _, postgres::PgRow};
 
-use super::{Event, LogError, Position, Reading, Snapshot, bounds, event::event_columns};
+use super::{
+    Event, LogError, Position, Reading, Seen, Snapshot, bounds,
+    event::event_columns,
+    wal::{Wal, wal_columns},
+};
 
 /// Rows of a page: with payloads of at most `event-bytes-max` this bounds what a reader holds.
 pub const PAGE_MAX: i64 = 256;
@@ -258,9 +262,10 @@ impl Reader {
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn one(conn: &mut PgConnection, seq: i64) -> sqlx::Result<Option<Event>> {
-    let statement = concat!("select ", event_columns!(), " from crewcast.events where seq = $2");
-    sqlx::query_as(statement).bind(i64::MAX).bind(seq).fetch_optional(conn).await
+pub async fn one(conn: &mut PgConnection, seq: i64) -> sqlx::Result<Option<Seen<Event>>> {
+    let statement = concat!("select ", event_columns!(), ", ", wal_columns!(), " from crewcast.events where seq = $2");
+    let row = sqlx::query(statement).bind(i64::MAX).bind(seq).fetch_optional(conn).await?;
+    row.map(|row| Ok(Seen::new(Event::from_row(&row)?, Wal::from_row(&row)?))).transpose()
 }
 
 /// The reads that lead from a position to `to`, and the seq each begins after: the rest of the read that the position

@@ -108,7 +108,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
     let mut others = connect(&url).await;
     let one = "select crewcast.publish('{topic:quiet}', 'test:one', '{}')";
     sql(&mut others, one).await;
-    let before = log::now(&mut conn, &[]).await.unwrap().snapshot;
+    let before = log::look(&mut conn, &[]).await.unwrap().on_disk().snapshot;
     let mut giant = connect(&url).await;
     sql(&mut giant, "begin").await;
     fill(&mut giant, 1000..1_001_000, "'topic:quiet'", "pg_current_xact_id()::text::bigint").await;
@@ -117,7 +117,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
     }
     for state in ["open", "rolled back"] {
         // As a pump would that has not looked since.
-        let seen = log::now(&mut conn, &before.beyond()).await.unwrap();
+        let seen = log::look(&mut conn, &before.beyond()).await.unwrap().on_disk();
         assert_eq!(seen.fresh.len(), 100);
         touches(&mut conn, &now(&before.beyond()), 60).await;
         touches(&mut conn, &now(&seen.snapshot.beyond()), 60).await;
@@ -132,7 +132,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
             touches(&mut conn, &call, 60).await;
             sql(&mut giant, "rollback").await;
             // The first reads after it clean up.
-            log::now(&mut conn, &before.beyond()).await.unwrap();
+            let _ = log::look(&mut conn, &before.beyond()).await.unwrap();
         } else {
             // `found` above was the first read of the room after the rollback: it marked a million index entries as
             // dead. What is left, until vacuum takes them, is their index's pages, not their rows.
@@ -155,7 +155,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
     fill(&mut others, 1..EVENTS + 1, rooms, "(seq / 3 + 1)").await;
     fill(&mut others, EVENTS + 1..EVENTS + 50_001, "'topic:hot'", &OFFSET.to_string()).await;
     sql(&mut others, "select crewcast.publish('{topic:hot}', 'test:one', '{}')").await;
-    let seen = log::now(&mut conn, &[]).await.unwrap().snapshot;
+    let seen = log::look(&mut conn, &[]).await.unwrap().on_disk().snapshot;
     let empty = Snapshot::empty();
     // Two hundred writers were open when the client left, each at another place in the log.
     let scattered = (0..200).map(|n| 50_000 + n * 200..50_001 + n * 200).collect();

@@ -256,6 +256,13 @@ impl Client {
         stream
     }
 
+    /// A stream from a position, which has begun; `query` as in [`Client::stream`].
+    pub async fn stream_opened(&self, query: &str, last_event_id: &str) -> Stream {
+        let mut stream = self.stream(query, last_event_id).await;
+        stream.expect("stream:open").await;
+        stream
+    }
+
     /// Opens a stream; `query` is what follows the question mark. An empty id is none.
     pub async fn stream(&self, query: &str, last_event_id: &str) -> Stream {
         let request = self.request(Method::GET, &format!("/events?{query}")).header("last-event-id", last_event_id);

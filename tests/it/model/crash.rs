@@ -50,7 +50,7 @@ impl Cluster {
     }
 
     /// The same, for one whose WAL writer was stopped.
-    async fn crash_stopped(&self, wal_writer: i32) {
+    pub(super) async fn crash_stopped(&self, wal_writer: i32) {
         let before = self.postmaster().await;
         send(before.cast_signed(), Signal::SIGKILL);
         send(wal_writer, Signal::SIGKILL);
@@ -76,7 +76,7 @@ fn send(pid: i32, signal: Signal) {
 }
 
 /// Keeps what is not flushed by a commit off the disk.
-async fn stop_wal_writer(conn: &mut PgConnection) -> i32 {
+pub(super) async fn stop_wal_writer(conn: &mut PgConnection) -> i32 {
     let statement = "select pid from pg_stat_activity where backend_type = 'walwriter'";
     let pid = eventually(async || sqlx::query_scalar(statement).fetch_optional(&mut *conn).await.unwrap());
     let pid = pid.await.expect("Postgres has a WAL writer");

@@ -5,6 +5,7 @@
 
 mod crash;
 mod cursor;
+mod disk;
 mod reader;
 mod together;
 mod writer;
