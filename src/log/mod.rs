@@ -60,8 +60,14 @@
 //! 10. **The floor.** What the floor contains may be deleted. Every statement that reads a page returns the floor of its
 //!     own snapshot, and the page counts only if the position it reads from includes that floor: a check before the read
 //!     would miss a deletion between two pages.
-//! 11. **Another cluster** counts from elsewhere, and a database that was set back counts again what it counted before.
-//!     Both are told by [`epoch`]: the log goes on under a new epoch, and every position of before is foreign.
+//! 11. **Another log.** A log that was restored into another cluster counts from elsewhere; one that was restored into the
+//!     same cluster, over itself or beside itself, or copied there, goes on from where the copy was made; a database that was
+//!     set back counts again what it counted before. All are told by [`epoch`]: the log goes on under a new epoch, and every
+//!     position of before is foreign. The one row of `crewcast.cluster` says where the log is at home: in which cluster and
+//!     database, and *which transaction wrote that row*. A row that a restore has written is of the restore's
+//!     transaction (doc 5.6 "System Columns", `xmin`; freezing leaves it readable: src `heapam.c` since 9.4,
+//!     `HEAP_XMIN_FROZEN`), and what Postgres copies file by file is another database or another cluster. `append` reads the
+//!     row anyway, and refuses to write to a log that is not at home; [`NOW`] refuses to take a position of it.
 //!
 //! P3 holds for a caller of `publish` that publishes after the write whose lock orders it. It does not for one that
 //! publishes first, in a CTE that does not depend on the write, in a `BEFORE INSERT` trigger, or under an advisory lock that is
@@ -134,7 +140,7 @@ impl Now {
 pub const NOW: &str = concat!(
     "select pg_current_snapshot()::text as snapshot,
            pg_current_xact_id_if_assigned() is not null as writing,
-           cluster.ofs, log.epoch, log.floor,
+           cluster.ofs, cluster.xmin = cluster.written as is_home, log.epoch, log.floor,
            (select max(xact) from crewcast.commits) as top,
            array(select fresh.xact
                  from unnest($1::bigint[], $2::bigint[]) as range (lo, hi)
@@ -157,6 +163,9 @@ pub async fn look(conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Seen
     let row = sqlx::query(NOW).bind(lo).bind(hi).bind(FRESH_MAX + 1).fetch_one(conn).await?;
     if row.try_get("writing")? {
         return Err(LogError::Broken("a position was taken by a transaction that writes"));
+    }
+    if !row.try_get("is_home")? {
+        return Err(LogError::Broken("it was restored, and nobody has adopted it yet"));
     }
     let floor = snapshot(row.try_get("floor")?)?;
     let top = row.try_get::<Option<i64>, _>("top")?.unwrap_or(0).cast_unsigned().max(floor.xmax() - 1);

@@ -149,7 +149,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
     let mut conn = reader(&url).await;
     let mut others = connect(&url).await;
     // A log that was adopted: the ids of its past are all below those of this cluster.
-    sql(&mut others, &format!("update crewcast.cluster set ofs = {OFFSET}")).await;
+    sql(&mut others, &format!("update crewcast.cluster set ofs = {OFFSET}, written = pg_current_xact_id()::xid")).await;
     // Three events a transaction, every 10,000th in the quiet room; then one transaction of 50,000.
     let rooms = "case when seq % 10000 = 0 then 'topic:quiet' else 'topic:hot' end";
     fill(&mut others, 1..EVENTS + 1, rooms, "(seq / 3 + 1)").await;

@@ -6,7 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crewcast::log::{Position, epoch};
+use crewcast::{
+    app::Server,
+    log::{Position, epoch},
+};
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -54,6 +57,10 @@ fn program(name: &str) -> PathBuf {
 }
 
 fn run(command: &mut Command, input: &[u8]) -> Vec<u8> {
+    try_to_run(command, input).unwrap_or_else(|said| panic!("{command:?}: {said}"))
+}
+
+fn try_to_run(command: &mut Command, input: &[u8]) -> Result<Vec<u8>, String> {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -62,8 +69,7 @@ fn run(command: &mut Command, input: &[u8]) -> Vec<u8> {
         scope.spawn(move || stdin.write_all(input));
         child.wait_with_output().unwrap()
     });
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
+    if output.status.success() { Ok(output.stdout) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
 }
 
 fn move_by_script(from: &str, to: &str) {
@@ -164,6 +170,228 @@ async fn a_log_restored_into_a_younger_cluster_goes_on_without_a_lost_event() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_restored_into_an_older_cluster_goes_on_without_a_lost_event() {
     goes_on(0, 4000, move_by_archive).await;
+}
+
+fn dump(url: &str) -> Vec<u8> {
+    run(Command::new(program("pg_dump")).args(["--format=custom", "--dbname", url]), &[])
+}
+
+fn restore(url: &str, dump: &[u8], options: &[&str]) {
+    run(Command::new(program("pg_restore")).args(options).args(["--dbname", url]), dump);
+}
+
+/// The same while nodes look at the tables. As one transaction it may meet one of them in a deadlock, and has to come again.
+fn restore_over_nodes(url: &str, dump: &[u8], options: &[&str]) {
+    let mut pg_restore = Command::new(program("pg_restore"));
+    pg_restore.args(options).args(["--dbname", url]);
+    while let Err(said) = try_to_run(&mut pg_restore, dump) {
+        assert!(said.contains("deadlock detected"), "{said}");
+    }
+}
+
+fn psql(url: &str, statements: &[&str]) {
+    let commands = statements.iter().flat_map(|statement| ["-c", statement]);
+    run(Command::new(program("psql")).args(["-X", "-v", "ON_ERROR_STOP=1", "--dbname", url]).args(commands), &[]);
+}
+
+/// Publishes some, lets a client see them all, and has the state of before brought back. Whoever saw what is gone is told
+/// so, also when as much was published since.
+async fn is_noticed(take: fn(&str) -> Vec<u8>, bring_back: fn(&str, &str, &[u8]) -> &'static str) {
+    let folder = folder();
+    let postgres = private_postgres(folder.path().to_owned(), false).await;
+    let (here, admin) = (url(&postgres.connect_options(), "crewcast"), url(&postgres.connect_options(), "postgres"));
+    let first = server(&here, &["--poll=20ms"]).await;
+    let mut stream = Client::admin(&first).stream("", "").await;
+    stream.expect("stream:open").await;
+    let mut conn = connect(&here).await;
+    for n in 0..3 {
+        publish(&mut conn, n).await;
+        expect(&mut stream, n).await;
+    }
+    let dump = take(&here);
+    for n in 3..6 {
+        publish(&mut conn, n).await;
+        expect(&mut stream, n).await;
+    }
+    let before = stream.last_id().to_owned();
+    drop((stream, conn));
+    first.stop().await;
+    let database = bring_back(&here, &admin, &dump);
+
+    let there = url(&postgres.connect_options(), database);
+    let mut conn = connect(&there).await;
+    let refused = sqlx::query("select crewcast.publish('{company}', 'test:one', '{}')").execute(&mut conn).await;
+    let refused = refused.expect_err("nothing is published to a copy that nobody has adopted");
+    assert_eq!(refused.as_database_error().unwrap().code().as_deref(), Some("55000"), "{refused}");
+    let second = server(&there, &["--poll=20ms"]).await;
+    let ana = Client::admin(&second);
+    for n in 100..103 {
+        publish(&mut conn, n).await;
+    }
+    let mut stream = expect_foreign(&ana, &before).await;
+    publish(&mut conn, 103).await;
+    loop {
+        // What was published before may have been read in time or not.
+        let (_, data) = stream.expect("test:one").await;
+        if data["n"] == json!(103) {
+            break;
+        }
+    }
+    // Adopted once: the epoch stays.
+    let id = stream.last_id().to_owned();
+    second.stop().await;
+    let third = server(&there, &[]).await;
+    let (_, opened) = Client::admin(&third).stream("", &id).await.expect("stream:open").await;
+    assert_eq!(opened["resume"], "replayed");
+    third.stop().await;
+    postgres.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_into_a_new_database_of_the_old_name_is_noticed() {
+    is_noticed(dump, |here, admin, dump| {
+        psql(admin, &["drop database crewcast", "create database crewcast"]);
+        restore(here, dump, &["--exit-on-error"]);
+        "crewcast"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_over_the_old_objects_is_noticed() {
+    is_noticed(dump, |here, _, dump| {
+        restore(here, dump, &["--clean", "--if-exists"]);
+        "crewcast"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_of_rows_alone_into_the_old_tables_is_noticed() {
+    is_noticed(dump, |here, _, dump| {
+        let empty = "do $$ declare tables text; begin
+            select string_agg(oid::regclass::text, ', ') into tables from pg_class
+                where relnamespace = 'crewcast'::regnamespace and relkind = 'r';
+            execute 'truncate ' || tables;
+        end $$";
+        psql(here, &[empty]);
+        restore(here, dump, &["--data-only", "--disable-triggers", "--exit-on-error"]);
+        "crewcast"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_was_made_from_another_one_is_another_log() {
+    is_noticed(
+        |_| Vec::new(),
+        |_, admin, _| {
+            psql(admin, &["create database copy template crewcast"]);
+            "copy"
+        },
+    )
+    .await;
+}
+
+/// Streams of several nodes, which are told once each that the log was set back, and that by the same epoch.
+async fn told_once(streams: &mut [Stream], befores: &[String], conn: &mut PgConnection, n: i64) {
+    let mut epochs = Vec::new();
+    for (stream, before) in streams.iter_mut().zip(befores) {
+        expect_reset(stream, before).await;
+        epochs.push(stream.last_id().split('-').next().unwrap().to_owned());
+    }
+    assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "one epoch for all: {epochs:?}");
+    publish(conn, n).await;
+    for stream in streams {
+        expect(stream, n).await;
+        assert!(stream.last_id().starts_with(&epochs[0]), "{} is of {}", stream.last_id(), epochs[0]);
+    }
+}
+
+async fn follow_all(nodes: &[Server]) -> Vec<Stream> {
+    let mut streams = Vec::new();
+    for node in nodes {
+        let mut stream = Client::admin(node).stream("", "").await;
+        stream.expect("stream:open").await;
+        streams.push(stream);
+    }
+    streams
+}
+
+async fn four_nodes(url: &str) -> Vec<Server> {
+    let mut nodes = Vec::new();
+    for _ in 0..4 {
+        nodes.push(server(url, &["--poll=20ms"]).await);
+    }
+    nodes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_set_back_under_four_nodes_begins_one_epoch_each_time() {
+    let (folder, elsewhere) = (folder(), folder());
+    let data = |folder: &Path| folder.join("postgres/data");
+    let copy = |from: &Path, to: &Path| {
+        let _ = std::fs::remove_dir_all(to);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        run(Command::new("cp").arg("-a").args([from, to]), &[]);
+    };
+    let start = || private_postgres(folder.path().to_owned(), false);
+    let postgres = start().await;
+    let url = url(&postgres.connect_options(), "crewcast");
+    crewcast::app::migrate(&postgres.connect_options()).await.unwrap();
+    publish(&mut connect(&url).await, 0).await;
+    postgres.stop().await;
+    copy(&data(folder.path()), &data(elsewhere.path()));
+
+    let mut postgres = start().await;
+    let nodes = four_nodes(&url).await;
+    let mut streams = follow_all(&nodes).await;
+    // The first time the copy is of the nodes' epoch, then it is of the one before.
+    for n in 1..=3 {
+        let mut conn = connect(&url).await;
+        publish(&mut conn, 10 * n).await;
+        for stream in &mut streams {
+            expect(stream, 10 * n).await;
+        }
+        drop(conn);
+        let befores: Vec<String> = streams.iter().map(|stream| stream.last_id().to_owned()).collect();
+        postgres.stop().await;
+        copy(&data(elsewhere.path()), &data(folder.path()));
+        postgres = start().await;
+        told_once(&mut streams, &befores, &mut connect(&url).await, 10 * n + 1).await;
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+    postgres.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_run_on_through_a_restore_over_their_tables() {
+    let folder = folder();
+    let postgres = private_postgres(folder.path().to_owned(), false).await;
+    let url = url(&postgres.connect_options(), "crewcast");
+    let nodes = four_nodes(&url).await;
+    let mut streams = follow_all(&nodes).await;
+    let mut conn = connect(&url).await;
+    // The second time nothing is lost, and nobody would notice by that.
+    for (n, options) in [(0, vec!["--clean"]), (10, vec!["--clean", "--single-transaction"])] {
+        let early = dump(&url);
+        publish(&mut conn, n).await;
+        for stream in &mut streams {
+            expect(stream, n).await;
+        }
+        let late = dump(&url);
+        for (m, dump) in [(n + 1, early), (n + 2, late)] {
+            let befores: Vec<String> = streams.iter().map(|stream| stream.last_id().to_owned()).collect();
+            restore_over_nodes(&url, &dump, &options);
+            told_once(&mut streams, &befores, &mut conn, m).await;
+        }
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+    postgres.stop().await;
 }
 
 /// A database that a running server uses is replaced by an earlier state of it, which has gone on by as many events as

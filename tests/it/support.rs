@@ -8,6 +8,7 @@ use crewcast::{
     auth::{Checks, Claims, Role, Roles, Verifier},
     config::Config,
     db::embedded::{Embedded, Options},
+    log::epoch::{self, Failover},
     sse::{self, Frame},
 };
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -79,7 +80,10 @@ pub async fn database() -> String {
     while let Err(error) = sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut admin).await {
         assert_eq!(error.as_database_error().and_then(|db| db.code()).as_deref(), Some("55006"), "{error}");
     }
-    url(options, &name)
+    let url = url(options, &name);
+    // It takes the copy for what it is.
+    epoch::verify(&mut connect(&url).await, Failover::Lossy, None).await.unwrap();
+    url
 }
 
 /// The URL of a database of the Postgres behind these options.

@@ -1,5 +1,6 @@
 //! Whatever a reader was given is on disk, however its publisher committed.
 
+use crewcast::log::epoch;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -101,5 +102,19 @@ async fn a_plain_role_may_have_the_log_flushed() {
     crewcast::log::wal::flush(&mut conn).await.unwrap();
     assert_eq!(number(&mut conn, behind).await, 0);
     cluster.crash_stopped(wal_writer).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_epoch_is_on_disk_once_it_was_told_whatever_the_role_sets() {
+    let cluster = Cluster::start(true, &["wal_writer_delay = '10s'", "synchronous_commit = 'off'"]).await;
+    crewcast::app::migrate(&cluster.url.parse().unwrap()).await.unwrap();
+    let mut conn = connect(&cluster.url).await;
+    let old = epoch::identity(&mut conn).await.unwrap().epoch;
+    let wal_writer = stop_wal_writer(&mut conn).await;
+    let new = epoch::renew(&mut conn, &old).await.unwrap();
+    cluster.crash_stopped(wal_writer).await;
+    let mut conn = connect(&cluster.url).await;
+    assert_eq!(epoch::identity(&mut conn).await.unwrap().epoch, new);
     cluster.stop().await;
 }
