@@ -13,7 +13,10 @@
 //! brings it, that is, if it came after the stream joined that room. So an event that is in a room of before as well comes
 //! once, by that one.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use time::OffsetDateTime;
 use tokio::{sync::oneshot, time::timeout};
@@ -158,12 +161,14 @@ impl Hub {
         joined.await.unwrap_or(Err(NotJoined::Gone))
     }
 
-    /// The router has routed a read as a whole: this is the moment that those waited for.
-    pub(super) fn join_waiting(&self, state: &mut State) {
-        for joining in std::mem::take(&mut state.joining) {
+    /// The router has routed a read as a whole: this is the moment that those waited for. It lasts until the router goes
+    /// on, so that others may have their turn between two of them.
+    pub(super) fn join_waiting(&self) {
+        let waiting = std::mem::take(&mut self.state().joining);
+        for joining in waiting {
             // Whoever waits no longer was told that it did not work.
             if !joining.done.is_closed() {
-                self.join_now(state, joining);
+                self.join_now(&mut self.state(), joining);
             }
         }
     }
@@ -219,17 +224,18 @@ impl Hub {
             caught_up.map_err(|_| Error::unavailable("The database is out of reach."))?;
         }
         let most = self.settings.replay_events_max;
-        let (known, mut readers) = {
+        let (known, tail) = {
             let state = self.state();
             if let Some(reset) = seat::refuses(&state.tail, after) {
                 return Err(not_resumable(reset));
             }
-            let known =
-                state.ring.since(after, state.settled.1.base(), rooms, LOOK_EVENTS_MAX).map(|missed| missed.len());
-            (known, self.readers(after, state.tail.at.base(), rooms.to_vec()))
+            let missed = state.ring.since(after, state.settled.1.base(), rooms, LOOK_EVENTS_MAX);
+            let known = missed.map(|missed| seat::has_more_than(&state, after, rooms, &missed, most));
+            (known, state.tail.clone())
         };
-        let counted = match known.filter(|known| *known < LOOK_EVENTS_MAX) {
-            Some(known) => Ok(i64::try_from(known).is_ok_and(|known| known > most)),
+        let mut readers = self.readers(after, tail.at.base(), rooms.to_vec());
+        let counted = match known {
+            Some(known) => Ok(known),
             None => self.read_log(async |conn| past::too_many(&mut readers, conn, most).await).await,
         };
         match counted {
@@ -341,7 +347,8 @@ impl Hub {
 
     /// The rooms that streams of this node are in and that begin so.
     pub fn rooms_of(&self, prefix: &str) -> Vec<String> {
-        self.state().rooms.names().filter(|room| room.starts_with(prefix)).map(str::to_owned).collect()
+        let rooms = self.streams_in_parts().flatten().flat_map(|mailbox| mailbox.rooms());
+        rooms.filter(|room| room.starts_with(prefix)).collect::<BTreeSet<String>>().into_iter().collect()
     }
 
     /// Changes whenever rights were taken from streams. Who judges what a stream may have asks before, and says it when the
@@ -353,21 +360,37 @@ impl Hub {
     /// The streams that may lose rooms by what happened in these; in any room, where it is not known. From now on whoever
     /// was judged before has to be judged again.
     pub(super) fn suspects(&self, rooms: Option<&[String]>) -> Vec<Suspect> {
-        let is_revocable = |room: &str| self.warden.is_revocable(room);
-        let mut state = self.state();
-        let names: Vec<String> = match rooms {
-            Some(rooms) => rooms.iter().filter(|room| is_revocable(room)).cloned().collect(),
-            None => state.rooms.names().filter(|room| is_revocable(room)).map(str::to_owned).collect(),
-        };
-        state.rights.taken(rooms.map(|_| names.as_slice()));
+        match rooms {
+            Some(rooms) => self.suspects_in(rooms),
+            None => self.all_suspects(),
+        }
+    }
+
+    fn suspects_in(&self, rooms: &[String]) -> Vec<Suspect> {
+        let mut names: Vec<String> = rooms.iter().filter(|room| self.warden.is_revocable(room)).cloned().collect();
+        names.sort_unstable();
+        names.dedup();
+        self.state().rights.taken(Some(&names));
         let mut suspects = BTreeMap::<Uuid, Suspect>::new();
         for room in names {
-            for mailbox in state.rooms.members(&room) {
+            // A room at a time: whoever comes into one of the others meanwhile was judged from now on.
+            let members = self.state().rooms.members(&room).to_vec();
+            for mailbox in members {
                 let suspect = || Suspect { stream: mailbox.key, holder: mailbox.holder(), rooms: Vec::new() };
                 suspects.entry(mailbox.key).or_insert_with(suspect).rooms.push(room.clone());
             }
         }
         suspects.into_values().collect()
+    }
+
+    fn all_suspects(&self) -> Vec<Suspect> {
+        self.state().rights.taken(None);
+        let suspect = |mailbox: Arc<Mailbox>| {
+            let rooms: Vec<String> =
+                mailbox.rooms().into_iter().filter(|room| self.warden.is_revocable(room)).collect();
+            (!rooms.is_empty()).then(|| Suspect { stream: mailbox.key, holder: mailbox.holder(), rooms })
+        };
+        self.streams_in_parts().flatten().filter_map(suspect).collect()
     }
 
     /// Takes away what was judged.

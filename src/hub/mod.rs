@@ -16,6 +16,10 @@
 //! - **History from the log** goes up to `B`, and the mailbox ignores that read: whatever of it is still to be routed is
 //!   in the log already.
 //!
+//! That lock is everybody's, so nothing is done under it that a caller or a room can make long: a look at the ring takes a
+//! bounded number of events, and what would be more is read from the log; what concerns all streams goes through them a
+//! few at a time.
+//!
 //! When the router itself falls behind the channel, nobody knows what the dropped events were: the ring begins anew at
 //! the newest announcement, and every stream reads history up to there.
 
@@ -41,7 +45,8 @@ mod tests;
 mod whisper;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
     sync::{
         Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU64, Ordering},
@@ -79,6 +84,9 @@ use crate::{
     metrics::Metrics,
     sse::Encoded,
 };
+
+/// Streams that are looked up while everybody else waits.
+const PART_STREAMS: usize = 256;
 
 /// What the hub and every session are told.
 #[derive(Debug, Clone)]
@@ -204,6 +212,8 @@ struct State {
     rooms: Rooms,
     /// Every stream, those that opened first before the others.
     streams: BTreeMap<Uuid, Arc<Mailbox>>,
+    /// How many streams each user has. Whoever puts another token on a stream is the same user.
+    users: HashMap<String, usize>,
     /// Those who wait for the end of the read that the router is in to join rooms.
     joining: Vec<Joining>,
     rights: Rights,
@@ -211,14 +221,16 @@ struct State {
 }
 
 impl State {
-    /// Everything up to this tail is history now.
-    fn jump(&mut self, tail: Arc<Tail>) {
-        self.ring.restart(tail.at.base().clone());
+    /// Everything up to this tail is history now. What the ring held is returned, as by [`Ring::restart`].
+    #[must_use]
+    fn jump(&mut self, tail: Arc<Tail>) -> Ring {
+        let held = self.ring.restart(tail.at.base().clone());
         self.settled = (tail.read, tail.at.clone());
         self.tail = tail;
         for mailbox in self.streams.values() {
             mailbox.shut();
         }
+        held
     }
 }
 
@@ -241,6 +253,7 @@ impl Hub {
             ring: Ring::new(settings.ring_bytes, now.snapshot),
             rooms: Rooms::default(),
             streams: BTreeMap::new(),
+            users: HashMap::new(),
             joining: Vec::new(),
             rights: Rights::default(),
             draining: false,
@@ -291,12 +304,12 @@ impl Hub {
     /// Sets the gauges that are looked up only when somebody asks.
     pub fn measure(&self) {
         self.presence.measure();
-        let state = self.state();
         let (mut events, mut bytes, mut longest) = (0, 0, 0);
-        for mailbox in state.streams.values() {
+        for mailbox in self.streams_in_parts().flatten() {
             let depth = mailbox.depth().unwrap_or_default();
             (events, bytes, longest) = (events + depth.0, bytes + depth.1, longest.max(depth.1));
         }
+        let state = self.state();
         let gauges = [
             (&self.metrics.streams, state.streams.len()),
             (&self.metrics.rooms, state.rooms.len()),
@@ -309,6 +322,18 @@ impl Hub {
         for (gauge, value) in gauges {
             gauge.set(value.try_into().unwrap_or(i64::MAX));
         }
+    }
+
+    /// All streams, a few at a time: nobody waits until somebody has seen all of them. One that opens meanwhile comes last.
+    fn streams_in_parts(&self) -> impl Iterator<Item = Vec<Arc<Mailbox>>> {
+        let mut last = Some(Uuid::nil());
+        std::iter::from_fn(move || {
+            let behind = (Bound::Excluded(last?), Bound::Unbounded);
+            let streams = self.state().streams.range(behind).take(PART_STREAMS).map(|(_, one)| one.clone()).collect();
+            let part: Vec<Arc<Mailbox>> = streams;
+            last = part.last().map(|mailbox| mailbox.key);
+            (!part.is_empty()).then_some(part)
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -6,7 +6,8 @@
 //! order of their seqs, with ids of their own: that is the read from the client's position, done in memory.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap, VecDeque, vec_deque},
     sync::Arc,
 };
 
@@ -86,6 +87,11 @@ impl Span {
     }
 }
 
+/// A room's numbers from `from` on.
+fn rest(numbers: &VecDeque<u64>, from: u64) -> vec_deque::Iter<'_, u64> {
+    numbers.range(numbers.partition_point(|number| *number < from)..)
+}
+
 impl Ring {
     /// A ring of at most `bytes_max` bytes that begins at `start`.
     pub(super) fn new(bytes_max: usize, start: Snapshot) -> Self {
@@ -93,9 +99,11 @@ impl Ring {
         Self { bytes_max, start, events, first: 0, spans, rooms: HashMap::new(), bytes: 0 }
     }
 
-    /// Forgets everything and begins anew.
-    pub(super) fn restart(&mut self, start: Snapshot) {
-        *self = Self::new(self.bytes_max, start);
+    /// Begins anew. What it held is returned, for the caller to forget once nobody waits for the ring: that takes long.
+    #[must_use]
+    pub(super) fn restart(&mut self, start: Snapshot) -> Self {
+        let anew = Self::new(self.bytes_max, start);
+        std::mem::replace(self, anew)
     }
 
     /// How many events it holds.
@@ -134,7 +142,8 @@ impl Ring {
 
     /// What a stream in these rooms has missed since `at`, in the order in which it is to go out, up to what has been
     /// pushed; none when the ring does not reach back to `at`. `settled` is the end of the last read that was pushed as a
-    /// whole. More than `most` events may be cut to the first `most`.
+    /// whole. More than `most` events are cut to the first `most`, or are left to the log where they would have to be put
+    /// into order first: everybody waits while somebody looks, so no position may make that long, whoever made it up.
     pub(super) fn since(
         &self,
         at: &Position,
@@ -154,13 +163,24 @@ impl Ring {
             let numbers = self.numbers(rooms, from, most);
             return (!knows_more).then(|| numbers.into_iter().map(|number| self.own(number)).collect());
         }
-        settled.includes(at.reach()).then(|| self.between(at, settled, rooms, span.first))
+        let numbers = self.numbers(rooms, span.first, most);
+        (numbers.len() < most && settled.includes(at.reach())).then(|| self.between(at, settled, numbers))
+    }
+
+    /// Whether more than `most` events of these rooms follow a position that one of our reads leads through.
+    pub(super) fn exceeds(&self, at: &Position, rooms: &[String], most: usize) -> bool {
+        let known = self.spans.partition_point(|span| at.includes(&span.to));
+        let Some(seen) = self.spans.get(known).and_then(|span| span.passes(at)) else { return false };
+        let from = self.behind(known, seen);
+        let counts = rooms.iter().filter_map(|room| self.rooms.get(room)).map(|numbers| rest(numbers, from).len());
+        let (all, longest) = counts.fold((0, 0), |(all, longest), count| (all + count, longest.max(count)));
+        // Only an event of several rooms makes it necessary to count one by one.
+        longest > most || (all > most && self.numbers(rooms, from, most.saturating_add(1)).len() > most)
     }
 
     /// The same for a position that none of our reads leads through: the legs of a replay, then the unfinished read.
-    fn between(&self, at: &Position, settled: &Snapshot, rooms: &[String], first: u64) -> Vec<Delivery> {
+    fn between(&self, at: &Position, settled: &Snapshot, mut numbers: Vec<u64>) -> Vec<Delivery> {
         let unfinished = self.spans.back().filter(|span| span.to != *settled).map_or(self.next(), |span| span.first);
-        let mut numbers = self.numbers(rooms, first, usize::MAX);
         let later = numbers.split_off(numbers.partition_point(|number| *number < unfinished));
         let legs = log::legs(at, settled);
         let mut deliveries: Vec<Delivery> =
@@ -182,16 +202,23 @@ impl Ring {
         events.into_iter().map(|live| Delivery { live: live.clone(), at: Some(at(live.seq)) }).collect()
     }
 
-    /// The first `most` numbers of these rooms' events, from `from` on, each once and ascending.
+    /// The first `most` numbers of these rooms' events, from `from` on, each once and ascending. It costs what it gives,
+    /// whatever else the rooms have.
     fn numbers(&self, rooms: &[String], from: u64, most: usize) -> Vec<u64> {
+        let of_rooms = rooms.iter().filter_map(|room| self.rooms.get(room));
+        let mut rests: Vec<_> = of_rooms.map(|numbers| rest(numbers, from)).collect();
+        let mut next: BinaryHeap<Reverse<(u64, usize)>> = BinaryHeap::with_capacity(rests.len());
+        next.extend(rests.iter_mut().enumerate().filter_map(|(nth, rest)| Some(Reverse((*rest.next()?, nth)))));
         let mut numbers = Vec::new();
-        for room in rooms.iter().filter_map(|room| self.rooms.get(room)) {
-            let start = room.partition_point(|number| *number < from);
-            numbers.extend(room.range(start..).take(most));
+        while numbers.len() < most
+            && let Some(Reverse((number, nth))) = next.pop()
+        {
+            // An event of several rooms comes once.
+            if numbers.last() != Some(&number) {
+                numbers.push(number);
+            }
+            next.extend(rests[nth].next().map(|number| Reverse((*number, nth))));
         }
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers.truncate(most);
         numbers
     }
 

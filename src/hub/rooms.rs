@@ -36,11 +36,6 @@ impl Rooms {
         self.0.get(room).map_or(&[], Vec::as_slice)
     }
 
-    /// Rooms that somebody is in.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(AsRef::as_ref)
-    }
-
     /// How many rooms somebody is in.
     pub(super) fn len(&self) -> usize {
         self.0.len()

@@ -80,20 +80,18 @@ impl Hub {
         let mut state = self.state();
         if read == state.tail.read {
             state.settled = (read, state.tail.at.clone());
-            self.join_waiting(&mut state);
+            drop(state);
+            self.join_waiting();
         }
     }
 
     fn jumped(&self, tail: Arc<Tail>) {
-        let asked = tail.asked;
-        let mut state = self.state();
         // A jump that was announced while the router lagged was made then.
-        if tail.read > state.tail.read {
-            state.jump(tail);
-            self.join_waiting(&mut state);
+        if tail.read > self.state().tail.read {
+            self.jump(tail);
+        } else {
+            self.answer(tail.asked);
         }
-        drop(state);
-        self.answer(asked);
     }
 
     /// Goes on from the newest announcement. In this order: what is announced in between is in both, and is ignored.
@@ -102,13 +100,16 @@ impl Hub {
         tracing::warn!("the router fell behind the pump: every stream reads history");
         let live = self.live.subscribe();
         let tail = self.announced.borrow().clone();
-        let asked = tail.asked;
-        let mut state = self.state();
-        state.jump(tail);
-        self.join_waiting(&mut state);
-        drop(state);
-        self.answer(asked);
+        self.jump(tail);
         live
+    }
+
+    fn jump(&self, tail: Arc<Tail>) {
+        let asked = tail.asked;
+        let held = self.state().jump(tail);
+        self.join_waiting();
+        self.answer(asked);
+        drop(held);
     }
 
     /// Whoever asked for a read by this number has it.

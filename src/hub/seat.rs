@@ -1,6 +1,6 @@
 //! A seat: one stream's place in the hub, for as long as it lives.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::hash_map::Entry, sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
@@ -102,12 +102,13 @@ impl Seat {
             return Err(Full::Overload);
         }
         let most = hub.settings.streams_per_user;
-        if streams_of(&state, holder.id()) >= most {
+        if state.users.get(holder.id()).is_some_and(|streams| *streams >= most) {
             return Err(Full::Limit(most));
         }
         if state.rights.is_stale(judged, rooms) {
             return Err(Full::Stale);
         }
+        *state.users.entry(holder.id().to_owned()).or_default() += 1;
         let mailbox = Arc::new(Mailbox::new(stream, holder, rooms, types, hub.settings.queue_bytes));
         state.streams.insert(stream, mailbox.clone());
         for room in rooms {
@@ -152,17 +153,16 @@ impl Seat {
             self.mailbox.open(state.tail.read);
             return Attached::Ring { missed: Vec::new(), more: false };
         }
-        let most = most.map(|most| usize::try_from(most).unwrap_or(usize::MAX));
-        let look = most.map_or(LOOK_EVENTS_MAX, |most| most.saturating_add(1));
-        let Some(missed) = state.ring.since(at, state.settled.1.base(), &self.mailbox.rooms(), look) else {
+        let rooms = self.mailbox.rooms();
+        let Some(missed) = state.ring.since(at, state.settled.1.base(), &rooms, LOOK_EVENTS_MAX) else {
             // The unfinished read is in the log as a whole.
             self.mailbox.open(state.tail.read);
             return Attached::Log;
         };
-        if most.is_some_and(|most| missed.len() > most) {
+        if most.is_some_and(|most| has_more_than(state, at, &rooms, &missed, most)) {
             return Attached::Reset(Reset::TooMany);
         }
-        let is_all = missed.len() < look;
+        let is_all = missed.len() < LOOK_EVENTS_MAX;
         let (missed, fits) = self.first_of(missed);
         let more = !(is_all && fits);
         if !more {
@@ -237,10 +237,10 @@ impl Hub {
     }
 }
 
-/// How many streams of this user there are: all are in the user's own room, where others may be, too.
-fn streams_of(state: &State, user: &str) -> usize {
-    let members = state.rooms.members(&format!("user:{user}"));
-    members.iter().filter(|mailbox| mailbox.holder().id() == user).count()
+/// Whether more than `most` events follow a position, of which a look has these.
+pub(super) fn has_more_than(state: &State, at: &Position, rooms: &[String], look: &[Delivery], most: i64) -> bool {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    look.len() > most || (look.len() == LOOK_EVENTS_MAX && state.ring.exceeds(at, rooms, most))
 }
 
 /// Why a stream cannot go on exactly from this position, if so.
@@ -258,8 +258,15 @@ pub(super) fn refuses(tail: &Tail, at: &Position) -> Option<Reset> {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let holder = self.mailbox.holder();
         let mut state = self.hub.state();
         state.streams.remove(&self.mailbox.key);
+        if let Entry::Occupied(mut streams) = state.users.entry(holder.id().to_owned()) {
+            *streams.get_mut() -= 1;
+            if *streams.get() == 0 {
+                streams.remove();
+            }
+        }
         for room in self.mailbox.rooms() {
             state.rooms.leave(&room, &self.mailbox);
         }

@@ -319,10 +319,14 @@ fn over_what_the_pump_jumps_the_streams_read_the_log() {
 
 /// A node that has routed a read of so many events, all in one room.
 fn with_many(events: i64, sizes: Sizes) -> Node {
+    with_many_in(&["a"], events, sizes)
+}
+
+fn with_many_in(rooms: &[&str], events: i64, sizes: Sizes) -> Node {
     let mut node = Node::new(sizes, start(), Snapshot::empty());
     let reading = Reading::new(epoch(), start(), first()).unwrap();
     let position = |seq| if seq == events { reading.end() } else { reading.at(seq) };
-    let events = (1..=events).map(|seq| (event(10, seq, "alert:new", &["a"]), position(seq)));
+    let events = (1..=events).map(|seq| (event(10, seq, "alert:new", rooms), position(seq)));
     node.read(&first(), &Snapshot::empty(), events.collect());
     node.finish();
     node
@@ -368,6 +372,36 @@ fn a_stream_that_missed_too_much_is_told() {
     let attach = |most| seat(&node, &["a"]).attach(&at(start()), Some(most)).1;
     assert!(matches!(attach(4), Attached::Reset(Reset::TooMany)));
     assert_eq!(missed(&attach(5)), Some(vec![1, 2, 3, 4, 5]));
+}
+
+#[test]
+fn what_was_missed_is_counted_beyond_one_look_and_an_event_of_several_rooms_once() {
+    let node = with_many_in(&["a", "b"], 2500, Sizes::AMPLE);
+    for rooms in [&["a"][..], &["a", "b"], &["c", "b", "a"]] {
+        let attach = |most| seat(&node, rooms).attach(&at(start()), Some(most)).1;
+        for most in [1023, 1024, 2499] {
+            assert!(matches!(attach(most), Attached::Reset(Reset::TooMany)), "{most}");
+        }
+        for most in [2500, 4999, i64::MAX] {
+            let Attached::Ring { missed, more: true } = attach(most) else { panic!("a look, and more") };
+            assert_eq!(missed.len(), 1024);
+        }
+    }
+    let inside = inside(start(), first(), 1000);
+    let attach = |most| seat(&node, &["b"]).attach(&inside, Some(most)).1;
+    assert!(matches!(attach(1499), Attached::Reset(Reset::TooMany)));
+    assert!(matches!(attach(1500), Attached::Ring { more: true, .. }));
+}
+
+#[test]
+fn a_position_that_was_made_up_takes_no_more_out_of_the_ring_than_one_look() {
+    // As if one of the transactions had been open, which it was for nobody.
+    let made_up = at(set(13, &[10..12]));
+    for (events, expected) in [(1023, Some(1023)), (1024, None), (5000, None)] {
+        let node = with_many_in(&["a", "b"], events, Sizes::AMPLE);
+        let (_, attached) = seat(&node, &["a", "b"]).attach(&made_up, Some(i64::MAX));
+        assert_eq!(missed(&attached).map(|missed| missed.len()), expected, "{events}");
+    }
 }
 
 #[test]
