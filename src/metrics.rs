@@ -189,6 +189,7 @@ metrics! {
 
     bus_connected: Gauge = "1 while this node hears the others, else 0";
     bus_heard: Counter = "Messages of other nodes";
+    bus_looks: Counter = "Looks at what other nodes said: however much is said at once, and by whomever, it is looked up once";
     bus_statements: Counter = "Statements that told other nodes something: what collects while one runs shares the next";
     bus_dropped: Counter = "Messages that did not fit into a queue, or that Postgres did not take; what they said is looked up later";
 

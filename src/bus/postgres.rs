@@ -6,12 +6,12 @@
 //! which letter is for whom; the letter itself is in a table that only the owner reads and writes. A forged one makes a
 //! node look at what it would look at anyway.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions};
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a silent connection is believed in: whatever lies between may have forgotten it.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 
+/// The shortest time between two looks at what was told. What is said in between, however often and by whomever, costs one
+/// look: anybody may say anything.
+const LOOKS_APART: Duration = Duration::from_millis(5);
+
+/// Letters that one look reads, at most.
+const LETTERS_MAX: usize = 4096;
+
 /// How long letters are kept: a command is answered, or given up, long before.
 const LETTERS_KEPT: Duration = Duration::from_secs(60);
 
@@ -52,14 +59,17 @@ pub const TELL: &str = "
         select * from (select concat_ws(' ', 'letter', id, receiver) from sent order by id) as letters
     ) as told";
 
-/// A letter. `$1`: its id, `$2`: who reads it. One that is for them alone is read once: anybody can say again that it is there.
+/// Letters. `$1`: their ids, `$2`: who reads them. One that is for them alone is read once: anybody can say again that it is there.
 pub const READ: &str = "
     with taken as (
-        delete from crewcast.letters where id = $1 and receiver = $2 returning sender, receiver, message
+        delete from crewcast.letters where id = any($1) and receiver = $2 returning id, sender, receiver, message
     )
-    select sender, receiver, message from taken
-    union all
-    select sender, receiver, message from crewcast.letters where id = $1 and receiver is null";
+    select sender, receiver, message from (
+        select * from taken
+        union all
+        select id, sender, receiver, message from crewcast.letters where id = any($1) and receiver is null
+    ) as letter
+    order by id";
 
 /// Deletes old letters. `$1`: how old they must be, in seconds, `$2`: how many at most.
 pub const SWEEP: &str = "
@@ -121,14 +131,26 @@ async fn hear(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<st
             say(bus, heard, None);
             lost = false;
         }
+        let (mut told, next) = (Told::default(), Instant::now() + LOOKS_APART);
         match timeout(SILENCE_MAX, listener.try_recv()).await {
             // The connection was lost: the next call makes another one.
             Ok(notification) => match notification? {
-                Some(notification) => take(db, bus, heard, notification.payload()).await?,
+                Some(notification) => told.add(&notification, bus.0.node),
                 None => lost = true,
             },
             Err(_) => within(listener.listen(CHANNEL)).await?,
         }
+        while !told.is_full()
+            && !lost
+            && let Ok(notification) = timeout(Duration::ZERO, listener.try_recv()).await
+        {
+            match notification? {
+                Some(notification) => told.add(&notification, bus.0.node),
+                None => lost = true,
+            }
+        }
+        told.look_up(db, bus, heard).await?;
+        sleep_until(next).await;
     }
 }
 
@@ -166,20 +188,44 @@ fn notice(text: &str, node: NodeKey) -> Option<Notice> {
     (sender != node && words.next().is_none()).then_some(notice)
 }
 
-async fn take(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>, text: &str) -> sqlx::Result<()> {
-    match notice(text, bus.0.node) {
-        None => {}
-        Some(Notice::Bell(bell)) => say(bus, heard, Some((bus.0.node, bell))),
-        Some(Notice::Letter(id)) => {
-            let mut conn = within(db.acquire_own()).await?;
-            let letter =
-                within(sqlx::query_as(READ).bind(id).bind(bus.0.node.to_sql()).fetch_optional(&mut *conn)).await?;
-            if let Some(come) = letter.and_then(|letter| open(bus, letter)) {
-                say(bus, heard, Some(come));
+/// What was told since the last look. However much that was, it is little.
+#[derive(Debug, Default)]
+struct Told {
+    bells: Vec<Message>,
+    letters: BTreeSet<i64>,
+}
+
+impl Told {
+    fn is_full(&self) -> bool {
+        self.letters.len() >= LETTERS_MAX
+    }
+
+    fn add(&mut self, notification: &PgNotification, node: NodeKey) {
+        match notice(notification.payload(), node) {
+            None => {}
+            Some(Notice::Bell(bell)) if self.bells.contains(&bell) => {}
+            Some(Notice::Bell(bell)) => self.bells.push(bell),
+            Some(Notice::Letter(id)) => {
+                self.letters.insert(id);
             }
         }
     }
-    Ok(())
+
+    async fn look_up(self, db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<()> {
+        if !self.bells.is_empty() || !self.letters.is_empty() {
+            bus.0.metrics.bus_looks.inc();
+        }
+        self.bells.into_iter().for_each(|bell| say(bus, heard, Some((bus.0.node, bell))));
+        if self.letters.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<i64> = self.letters.into_iter().collect();
+        let mut conn = within(db.acquire_own()).await?;
+        let letters = sqlx::query_as(READ).bind(ids).bind(bus.0.node.to_sql());
+        let letters = within(letters.fetch_all(&mut *conn)).await?;
+        letters.into_iter().filter_map(|letter| open(bus, letter)).for_each(|come| say(bus, heard, Some(come)));
+        Ok(())
+    }
 }
 
 /// A letter as the table has it; its sender is none of whom a notification tells.

@@ -147,12 +147,45 @@ async fn who_may_only_publish_reads_no_letter_and_gives_no_command() {
 }
 
 #[tokio::test]
+async fn a_flood_of_what_anybody_may_say_costs_a_few_looks() {
+    const FORGED: i64 = 5000;
+    let url = database().await;
+    let (here, there) = (server(&url, &[NEVER]).await, server(&url, &[NEVER]).await);
+    let (mut conn, ana) = (connect(&url).await, Client::admin(&here));
+    until_both_listen(&mut conn).await;
+    let (mut stream, id) = open(&ana, "rooms=topic:a").await;
+    let looks = async || ana.metrics().await["crewcast_bus_looks_total"];
+    let before = looks().await;
+    // In one transaction, so all at once, each another text.
+    sql(
+        &mut conn,
+        &format!(
+            "select pg_notify('crewcast', n || ' letter ' || n) from generate_series(1000001, {}) n",
+            1_000_000 + FORGED
+        ),
+    )
+    .await;
+    sql(&mut conn, &format!("select pg_notify('crewcast', n || ' presence') from generate_series(1, {FORGED}) n"))
+        .await;
+    sql(&mut conn, &format!("select pg_notify('crewcast', n || ' log') from generate_series(1, {FORGED}) n")).await;
+    // What is true is heard behind it, both ways.
+    moved(&Client::admin(&there), &id, json!({ "join": ["topic:b"] })).await;
+    stream.expect("stream:rooms").await;
+    say(&Client::admin(&there), "topic:b", 1).await;
+    expect_n(&mut stream, 1).await;
+    let made = looks().await - before;
+    assert!(made > 0.0 && made < FORGED as f64 / 20.0, "{made}");
+    here.stop().await;
+    there.stop().await;
+}
+
+#[tokio::test]
 async fn a_few_of_many_letters_are_found_by_index() {
     let mut conn = connect(&database().await).await;
     let statements = [
-        Statement::new(READ, "bigint, bigint", "7, 3").gives(1),
-        Statement::new(READ, "bigint, bigint", "7, 4").gives(0),
-        Statement::new(READ, "bigint, bigint", "8, 4").gives(1),
+        Statement::new(READ, "bigint[], bigint", "'{7}', 3").gives(1),
+        Statement::new(READ, "bigint[], bigint", "'{7}', 4").gives(0),
+        Statement::new(READ, "bigint[], bigint", "'{8}', 4").gives(1),
         Statement::new(TELL, "text, bigint, text[], bigint[], text[]", "'x', 3, '{log}', '{4,null}', '{a,b}'").gives(3),
         Statement::new(SWEEP, "float8, bigint", "60, 10"),
     ];
