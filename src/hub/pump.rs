@@ -1,7 +1,10 @@
 //! The pump: the one task of a node that reads the log as it grows.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,11 +27,16 @@ use crate::{
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// The same for a page of events, which may be large.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often those are doubled for what was not answered in time.
+const DOUBLINGS_MAX: u32 = 4;
 /// Waits before connecting again: doubled from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Events of one read that may take rights from somebody; with more of them everybody is judged.
+/// Events of one read that may take rights from somebody; with so many everybody is judged.
 const TAKINGS_MAX: i64 = 1000;
+
+/// Streams that are judged by one statement.
+const JUDGED_MAX: usize = 1000;
 
 /// The longest that the pump waits for the router to make room in the channel.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -61,6 +69,32 @@ pub struct Pump {
     /// Events sent since a position was noted.
     unmarked: i64,
     marked: Option<Instant>,
+    patience: Patience,
+}
+
+/// How much longer than usual Postgres may take. What the pump asks it asks again after a new connection: at a bound that
+/// does not move, a statement that needs longer would end there for ever. So each that is not answered in time gets all
+/// of them twice as long, until the pump has got on.
+#[derive(Debug, Default)]
+struct Patience(AtomicU32);
+
+impl Patience {
+    async fn within<T>(
+        &self,
+        usual: Duration,
+        answer: impl Future<Output = Result<T, LogError>>,
+    ) -> Result<T, LogError> {
+        let doublings = self.0.load(Ordering::Relaxed);
+        timeout(usual * (1 << doublings), answer).await.unwrap_or_else(|_| {
+            self.0.store((doublings + 1).min(DOUBLINGS_MAX), Ordering::Relaxed);
+            Err(SILENT)
+        })
+    }
+
+    /// The pump has got on.
+    fn is_rewarded(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
 }
 
 impl Pump {
@@ -82,7 +116,9 @@ impl Pump {
         let now = db.now(&mut conn, &[]).await?;
         let last = now.position();
         let hub = Hub::new(db.clone(), hub, metrics, now, warden);
-        let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None };
+        let patience = Patience::default();
+        let pump =
+            Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None, patience };
         Ok((pump, hub))
     }
 
@@ -115,9 +151,10 @@ impl Pump {
 
     /// One connection's life.
     async fn follow(&mut self) -> Result<std::convert::Infallible, LogError> {
-        let mut conn = within(async { Ok(PgConnection::connect_with(self.db.options()).await?) }).await?;
+        let connecting = async { Ok(PgConnection::connect_with(self.db.options()).await?) };
+        let mut conn = timeout(ANSWER_TIMEOUT, connecting).await.unwrap_or(Err(SILENT))?;
         let last = Some((&self.last, self.proof.as_slice()));
-        if let Some(reason) = within(epoch::verify(&mut conn, self.settings.failover, last)).await? {
+        if let Some(reason) = self.within(epoch::verify(&mut conn, self.settings.failover, last)).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream is told");
         }
         self.finish(&mut conn).await?;
@@ -128,8 +165,9 @@ impl Pump {
         let bell = self.db.bell();
         loop {
             let asked = self.hub.asked.load(Ordering::SeqCst);
-            let now = within(self.db.now(&mut conn, &self.last.base().beyond())).await?;
+            let now = self.within(self.db.now(&mut conn, &self.last.base().beyond())).await?;
             self.advance(&mut conn, now, asked).await?;
+            self.patience.is_rewarded();
             within(self.mark(&mut conn)).await?;
             let _ = timeout(self.settings.poll, bell.notified()).await;
         }
@@ -167,7 +205,7 @@ impl Pump {
             .expect("the new position is another one and includes the last");
         let mut reader = Reader::new(reading, Scope::All(now.fresh.clone()), self.settings.event_bytes_max);
         // Announced only once its first events are here: a read that fails before that has never been.
-        let page = match page(&mut reader, conn).await {
+        let page = match self.page(&mut reader, conn).await {
             Err(LogError::TooOld) => {
                 return self.jump(conn, &now, asked).await;
             }
@@ -187,27 +225,28 @@ impl Pump {
         } else {
             // The rest of the read is not here yet.
             let told = log::of_kinds(conn, fresh, warden.kinds(), self.settings.event_bytes_max, TAKINGS_MAX);
-            let told = timeout(PAGE_TIMEOUT, told).await.unwrap_or(Err(SILENT))?;
-            if told.len() as i64 == TAKINGS_MAX {
+            let Some(told) = self.patience.within(PAGE_TIMEOUT, told).await? else {
                 return self.judge(conn, None).await;
-            }
+            };
             told.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned()).collect()
         };
         if rooms.is_empty() { Ok(()) } else { self.judge(conn, Some(&rooms)).await }
     }
 
     async fn judge(&self, conn: &mut PgConnection, rooms: Option<&[String]>) -> Result<(), LogError> {
-        let suspects = self.hub.suspects(rooms);
-        if suspects.is_empty() {
-            return Ok(());
+        let mut suspects = self.hub.suspects(rooms);
+        while !suspects.is_empty() {
+            let rest = suspects.split_off(suspects.len().min(JUDGED_MAX));
+            let judging = self.hub.warden.judge(conn, std::mem::replace(&mut suspects, rest));
+            let judging = async {
+                judging.await.map_err(|error| {
+                    tracing::debug!(%error, "rights are not judged");
+                    LogError::Broken("the rights of open streams cannot be judged")
+                })
+            };
+            let verdicts = self.patience.within(ANSWER_TIMEOUT, judging).await?;
+            self.hub.apply(verdicts);
         }
-        let judging = self.hub.warden.judge(conn, suspects);
-        let patience = if rooms.is_some() { ANSWER_TIMEOUT } else { PAGE_TIMEOUT };
-        let verdicts = timeout(patience, judging).await.map_err(|_| SILENT)?.map_err(|error| {
-            tracing::debug!(%error, "rights are not judged");
-            LogError::Broken("the rights of open streams cannot be judged")
-        })?;
-        self.hub.apply(verdicts);
         Ok(())
     }
 
@@ -215,7 +254,7 @@ impl Pump {
     async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let Some((to, after)) = self.last.rest() else { return Ok(()) };
         let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
-        let now = within(self.db.now(conn, &to.minus(&from))).await?;
+        let now = self.within(self.db.now(conn, &to.minus(&from))).await?;
         if now.epoch != epoch {
             return Ok(());
         }
@@ -233,7 +272,7 @@ impl Pump {
     /// Gives up a read whose beginning the log has let go.
     async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let asked = self.hub.asked.load(Ordering::SeqCst);
-        let now = within(self.db.now(conn, &[])).await?;
+        let now = self.within(self.db.now(conn, &[])).await?;
         if now.epoch == *self.last.epoch() {
             self.jump(conn, &now, asked).await?;
         }
@@ -252,7 +291,7 @@ impl Pump {
             self.make_room().await;
             let page = match next.take() {
                 Some(page) => page,
-                None => page(&mut reader, conn).await?,
+                None => self.page(&mut reader, conn).await?,
             };
             if !page.events.is_empty() {
                 self.proof = page.events.iter().map(Proof::from).collect();
@@ -337,6 +376,14 @@ impl Pump {
         }
     }
 
+    async fn page(&self, reader: &mut Reader, conn: &mut PgConnection) -> Result<Page, LogError> {
+        self.patience.within(PAGE_TIMEOUT, reader.page(conn)).await
+    }
+
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+        self.patience.within(ANSWER_TIMEOUT, answer).await
+    }
+
     async fn mark(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let PumpSettings { floor_every, retention, .. } = self.settings;
         if self.marked.is_some_and(|marked| marked.elapsed() < floor_every) {
@@ -350,12 +397,34 @@ impl Pump {
     }
 }
 
-async fn page(reader: &mut Reader, conn: &mut PgConnection) -> Result<Page, LogError> {
-    timeout(PAGE_TIMEOUT, reader.page(conn)).await.unwrap_or(Err(SILENT))
-}
-
 async fn within<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
     timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(SILENT))
 }
 
 const SILENT: LogError = LogError::Broken("Postgres does not answer");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_takes_longer_than_the_pump_waits_is_answered_in_the_end() {
+        let patience = Patience::default();
+        let slow = async |seconds| {
+            let answer = async {
+                tokio::time::sleep(Duration::from_secs(seconds)).await;
+                Ok(())
+            };
+            patience.within(ANSWER_TIMEOUT, answer).await.is_ok()
+        };
+        assert_eq!([slow(1).await, slow(7).await, slow(7).await, slow(7).await], [true, false, false, true]);
+        patience.is_rewarded();
+        assert!(!slow(3).await, "what is usual again is usual");
+        assert!(slow(3).await);
+        let mut failed = 0;
+        while !slow(600).await && failed < 10 {
+            failed += 1;
+        }
+        assert_eq!(failed, 10, "nobody waits for ever");
+    }
+}

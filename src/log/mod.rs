@@ -75,6 +75,7 @@
 
 pub mod epoch;
 pub mod event;
+mod merge;
 pub mod position;
 mod read;
 pub mod retention;
@@ -87,8 +88,11 @@ use sqlx::{FromRow as _, PgConnection, Row as _};
 use self::wal::{Wal, wal_columns};
 pub use self::{
     event::{Event, Meta, NewEvent},
+    merge::NUMBERS,
     position::{Epoch, Position, Reading, Snapshot},
-    read::{BODIES, KEYS, KEYS_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one},
+    read::{
+        BODIES, KEYS, KEYS_MAX, LOOKED_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one,
+    },
     wal::Seen,
 };
 

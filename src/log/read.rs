@@ -7,6 +7,7 @@ use sqlx::{FromRow as _, PgConnection, Row as _, postgres::PgRow};
 use super::{
     Event, LogError, Position, Reading, Seen, Snapshot, bounds,
     event::event_columns,
+    merge::{Merge, NUMBERS},
     wal::{Wal, wal_columns},
 };
 
@@ -36,8 +37,10 @@ pub struct Reader {
     /// `to` minus `from` as ranges of ids: no open transaction is among them, so none is walked.
     ranges: Vec<Range<u64>>,
     after: i64,
-    /// The room events' numbers that are known and not read yet.
+    /// The events' numbers that are known and not read yet.
     keys: VecDeque<i64>,
+    /// Where the next numbers come from, once they are too many transactions' or too many events'.
+    merge: Option<Merge>,
     /// The seq up to which numbers were fetched; `None` once all were.
     keys_after: Option<i64>,
     bytes_max: i64,
@@ -79,7 +82,8 @@ pub const BODIES: &str = concat!(
                 order by key.nth) as event on true"
 );
 
-/// The next events of some transactions. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: after, `$4`: rows at most.
+/// The next events of a few transactions. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: after, `$4`: rows at most.
+/// Each page asks all of them: for a first page of few transactions, which is mostly the last one.
 pub const TRANSACTIONS: &str = concat!(
     "select log.epoch, log.floor, event.*
      from crewcast.log
@@ -94,17 +98,28 @@ pub const TRANSACTIONS: &str = concat!(
                 order by body.seq) as event on true"
 );
 
-/// Events of some kinds that some transactions made. `$1`: the largest payload in bytes, `$2`: transactions, `$3`: kinds, `$4`: rows at
-/// most. The order and the limit keep it on the index in generic plans as well.
+/// Events of some kinds that some transactions made, and whether not all of their events were looked at. `$1`: the largest
+/// payload in bytes, `$2`: transactions, `$3`: kinds, `$4`: rows at most, `$5`: events that are looked at, at most. The orders and
+/// the limits keep it on the indexes in generic plans as well.
 pub const OF_KINDS: &str = concat!(
-    "select event.* from unnest($2::bigint[]) as fresh (xact)
-     cross join lateral (select ",
+    "with looked as materialized (
+         select key.seq, key.type from unnest($2::bigint[]) as fresh (xact)
+         cross join lateral (select seq, type from crewcast.events where xact = fresh.xact order by seq limit $5) as key
+         limit $5)
+     select cut.is_cut, event.*
+     from (select count(*) >= $5 as is_cut from looked) as cut
+     left join (select body.* from looked
+                cross join lateral (select ",
     event_columns!(),
-    "                    from crewcast.events where xact = fresh.xact and type = any($3) order by seq limit $4) as event
-     limit $4"
+    "               from crewcast.events where seq = looked.seq limit 1) as body
+                where looked.type = any($3) limit $4) as event on true"
 );
 
-/// Events of these kinds that these transactions made, `most` of them at most, in any order.
+/// Events that are looked at for what some kinds of them say.
+pub const LOOKED_MAX: i64 = 131_072;
+
+/// Events of these kinds that these transactions made, in any order. None when they made `most` or more, or made so many
+/// events that it takes long to say: how long a look takes depends on nobody's transaction.
 ///
 /// # Errors
 /// When Postgres refuses.
@@ -114,10 +129,16 @@ pub async fn of_kinds(
     kinds: &[&str],
     bytes_max: u64,
     most: i64,
-) -> Result<Vec<Event>, LogError> {
+) -> Result<Option<Vec<Event>>, LogError> {
     let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
-    let events = sqlx::query_as(OF_KINDS).bind(bytes_max).bind(fresh).bind(kinds).bind(most);
-    Ok(events.fetch_all(conn).await?)
+    let statement = sqlx::query(OF_KINDS).bind(bytes_max).bind(fresh).bind(kinds).bind(most).bind(LOOKED_MAX);
+    let rows = statement.fetch_all(conn).await?;
+    let first = rows.first().ok_or(LogError::Broken("a count has a row"))?;
+    if first.try_get("is_cut")? || i64::try_from(rows.len()).is_ok_and(|found| found >= most) {
+        return Ok(None);
+    }
+    let found = if first.try_get::<Option<i64>, _>("seq")?.is_none() { &[] } else { rows.as_slice() };
+    Ok(Some(found.iter().map(Event::from_row).collect::<sqlx::Result<_>>()?))
 }
 
 impl Reader {
@@ -133,7 +154,8 @@ impl Reader {
         let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
         let (keys, keys_after) = (VecDeque::new(), Some(after));
         let page_events = PAGE_MAX as usize;
-        Self { reading, scope, ranges, after, keys, keys_after, bytes_max, page_bytes: usize::MAX, page_events }
+        let (merge, page_bytes) = (None, usize::MAX);
+        Self { reading, scope, ranges, after, keys, merge, keys_after, bytes_max, page_bytes, page_events }
     }
 
     /// The same read, in pages of rooms' events that hold no more payload than this, but one event at least.
@@ -170,13 +192,17 @@ impl Reader {
     /// log has another epoch: nothing of the page may be used then.
     pub async fn page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
         let page = match &self.scope {
-            Scope::All(xacts) => {
-                let statement = sqlx::query(TRANSACTIONS).bind(self.bytes_max).bind(xacts).bind(self.after);
-                let rows = statement.bind(PAGE_MAX).fetch_all(conn).await?;
-                let events = self.checked(&rows)?;
-                Page { last: i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX), events }
+            Scope::All(xacts) if self.merge.is_none() && xacts.len() <= PAGE_MAX as usize => {
+                self.first_page(conn).await?
             }
-            Scope::Rooms(_) => self.page_of_rooms(conn).await?,
+            Scope::All(_) => {
+                self.merge_numbers(conn).await?;
+                self.page_of_keys(conn).await?
+            }
+            Scope::Rooms(_) => {
+                self.fetch_keys(conn).await?;
+                self.page_of_keys(conn).await?
+            }
         };
         if let Some(event) = page.events.last() {
             self.after = event.seq;
@@ -184,7 +210,45 @@ impl Reader {
         Ok(page)
     }
 
-    async fn page_of_rooms(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    /// All that a few transactions have, or the beginning of it.
+    async fn first_page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+        let Scope::All(xacts) = &self.scope else {
+            return Err(LogError::Broken("only transactions have a first page"));
+        };
+        let statement = sqlx::query(TRANSACTIONS).bind(self.bytes_max).bind(xacts).bind(self.after);
+        let rows = statement.bind(PAGE_MAX).fetch_all(conn).await?;
+        let events = self.checked(&rows)?;
+        let last = i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX);
+        if let (false, Some(event)) = (last, events.last()) {
+            self.merge = Some(Merge::new(xacts, event.seq));
+        }
+        Ok(Page { last, events })
+    }
+
+    /// Gets to know the numbers of the next page.
+    async fn merge_numbers(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+        let Scope::All(xacts) = &self.scope else { return Ok(()) };
+        let mut merge = self.merge.take().unwrap_or_else(|| Merge::new(xacts, self.after));
+        let fetched = self.merge_from(&mut merge, conn).await;
+        // Also when Postgres did not answer: it is asked again.
+        self.merge = Some(merge);
+        fetched
+    }
+
+    async fn merge_from(&mut self, merge: &mut Merge, conn: &mut PgConnection) -> Result<(), LogError> {
+        loop {
+            self.keys.extend(merge.take(self.page_events.saturating_sub(self.keys.len())));
+            let Some(question) = merge.question().filter(|_| self.keys.len() < self.page_events) else { return Ok(()) };
+            let statement = sqlx::query(NUMBERS).bind(&question.xacts).bind(&question.afters).bind(question.each);
+            let row = statement.fetch_one(&mut *conn).await?;
+            self.check(&row)?;
+            let (nths, seqs): (Vec<i64>, Vec<i64>) = (row.try_get("nths")?, row.try_get("seqs")?);
+            merge.answer(&question, &nths, &seqs);
+        }
+    }
+
+    /// Gets to know the numbers of the next pages.
+    async fn fetch_keys(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         if let (true, Some(after)) = (self.keys.is_empty(), self.keys_after) {
             self.after = after;
             let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
@@ -192,6 +256,10 @@ impl Reader {
             self.keys_after = keys.last().copied().filter(|_| more);
             self.keys = keys.into();
         }
+        Ok(())
+    }
+
+    async fn page_of_keys(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
         let page: Vec<i64> = self.keys.iter().copied().take(self.page_events).collect();
         let rows = sqlx::query(BODIES).bind(self.bytes_max).bind(&page).fetch_all(conn).await?;
         let mut events = self.checked(&rows)?;
@@ -202,7 +270,11 @@ impl Reader {
         // Only now: a page that Postgres did not answer for is asked for again.
         self.keys.drain(..events.len());
         let events = events.into_iter().filter(|event| self.wants(event)).collect();
-        Ok(Page { events, last: self.keys.is_empty() && self.keys_after.is_none() })
+        let is_known = match &self.merge {
+            Some(merge) => merge.is_done(),
+            None => self.keys_after.is_none(),
+        };
+        Ok(Page { events, last: self.keys.is_empty() && is_known })
     }
 
     /// Cuts a page to the payload that it may hold, and says how many events the next one asks for.

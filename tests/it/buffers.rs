@@ -3,7 +3,10 @@
 
 use std::ops::Range;
 
-use crewcast::log::{self, BODIES, FRESH_MAX, KEYS, NOW, OF_KINDS, PAGE_MAX, Snapshot, TRANSACTIONS};
+use crewcast::log::{
+    self, BODIES, FRESH_MAX, KEYS, LOOKED_MAX, NOW, NUMBERS, OF_KINDS, PAGE_MAX, Reader, Reading, Scope, Snapshot,
+    TRANSACTIONS,
+};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
@@ -17,9 +20,12 @@ async fn reader(url: &str) -> PgConnection {
     sql(&mut conn, &format!("prepare keys (bigint[], bigint[], text[], bigint, bigint, bigint) as {KEYS}")).await;
     sql(&mut conn, &format!("prepare bodies (bigint, bigint[]) as {BODIES}")).await;
     sql(&mut conn, &format!("prepare transactions (bigint, bigint[], bigint, bigint) as {TRANSACTIONS}")).await;
-    sql(&mut conn, &format!("prepare kinds (bigint, bigint[], text[], bigint) as {OF_KINDS}")).await;
+    sql(&mut conn, &format!("prepare kinds (bigint, bigint[], text[], bigint, bigint) as {OF_KINDS}")).await;
+    sql(&mut conn, &format!("prepare numbers (bigint[], bigint[], bigint) as {NUMBERS}")).await;
     let range = std::slice::from_ref(&(1..2));
-    for call in [&now(range), &keys(range, "topic:quiet", 1), &bodies(&[1]), &transactions(&[1]), &kinds(&[1])] {
+    let calls =
+        [now(range), keys(range, "topic:quiet", 1), bodies(&[1]), transactions(&[1]), numbers(&[1]), kinds(&[1])];
+    for call in calls {
         sql(&mut conn, &format!("execute {call}")).await;
     }
     conn
@@ -53,8 +59,16 @@ fn transactions(xacts: &[i64]) -> String {
     format!("transactions(65536, {}, 0, {PAGE_MAX})", list(xacts.iter().copied()))
 }
 
+fn numbers(xacts: &[i64]) -> String {
+    let afters = list(xacts.iter().map(|_| 0));
+    format!("numbers({}, {afters}, {})", list(xacts.iter().copied()), 32_768 / xacts.len())
+}
+
 fn kinds(xacts: &[i64]) -> String {
-    format!("kinds(65536, {}, '{{membership:changed,project:updated}}', 1000)", list(xacts.iter().copied()))
+    format!(
+        "kinds(65536, {}, '{{membership:changed,project:updated}}', 1000, {LOOKED_MAX})",
+        list(xacts.iter().copied())
+    )
 }
 
 /// Fails unless the call touches at most this many blocks and scans no table of the log's from end to end.
@@ -122,6 +136,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
         touches(&mut conn, &now(&before.beyond()), 60).await;
         touches(&mut conn, &now(&seen.snapshot.beyond()), 60).await;
         touches(&mut conn, &transactions(&seen.fresh), 3000).await;
+        touches(&mut conn, &numbers(&seen.fresh), 1000).await;
         touches(&mut conn, &kinds(&seen.fresh), 3000).await;
         let ranges = seen.snapshot.minus(&before);
         let call = keys(&ranges, "topic:quiet", 10_001);
@@ -182,5 +197,89 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
         touches(&mut conn, &kinds(&fresh), 6000).await;
         fresh.push(OFFSET);
         touches(&mut conn, &transactions(&fresh), 6000).await;
+        touches(&mut conn, &numbers(&fresh), 3000).await;
+        let many: Vec<i64> = (90_000..94_096).collect();
+        touches(&mut conn, &numbers(&many), 20_000).await;
+    }
+}
+
+#[tokio::test]
+async fn a_transaction_of_many_events_is_not_looked_through_for_what_some_of_them_say() {
+    const EVENTS: i64 = 3 * LOOKED_MAX;
+    let url = database().await;
+    let mut conn = reader(&url).await;
+    let mut others = connect(&url).await;
+    fill(&mut others, 1..EVENTS + 1, "'topic:hot'", "7").await;
+    let one_in = |xact: i64, seq: i64| {
+        format!(
+            "insert into crewcast.events values ({seq}, {xact}, now(), 'membership:changed', '{{topic:hot}}', '{{}}')"
+        )
+    };
+    sql(&mut others, &one_in(7, EVENTS + 1)).await;
+    sql(&mut others, &one_in(8, EVENTS + 2)).await;
+    // A third of what there is to look at.
+    touches(&mut conn, &kinds(&[7]), LOOKED_MAX / 20).await;
+    let kinds = ["membership:changed"];
+    let found = log::of_kinds(&mut conn, &[8, 9], &kinds, 65_536, 1000).await.unwrap().unwrap();
+    assert_eq!(found.iter().map(|event| event.seq).collect::<Vec<_>>(), [EVENTS + 2]);
+    assert_eq!(log::of_kinds(&mut conn, &[9], &kinds, 65_536, 1000).await.unwrap(), Some(Vec::new()));
+    for fresh in [&[7][..], &[8, 7]] {
+        assert_eq!(log::of_kinds(&mut conn, fresh, &kinds, 65_536, 1000).await.unwrap(), None, "it is not known");
+    }
+    assert_eq!(
+        log::of_kinds(&mut conn, &[8], &kinds, 65_536, 1).await.unwrap(),
+        None,
+        "as many as may be told, or more"
+    );
+}
+
+/// How often the index of the transactions' events was asked, and how much it said.
+async fn asked(conn: &mut PgConnection) -> (i64, i64) {
+    sql(conn, "select pg_stat_force_next_flush()").await;
+    let statement = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = 'events_by_xact'";
+    sqlx::query_as(statement).fetch_one(conn).await.unwrap()
+}
+
+#[tokio::test]
+async fn catching_up_asks_for_each_transaction_and_each_event_about_once_however_many_there_are() {
+    let url = database().await;
+    let mut conn = connect(&url).await;
+    // A log that was adopted: all ids here are below those of this cluster.
+    sql(&mut conn, "update crewcast.cluster set ofs = 100000, written = pg_current_xact_id()::xid").await;
+    let mut seq = 1;
+    // Many small ones, few large ones, and both, each the other way round as well.
+    for (first, xact, transactions, events) in [
+        (1_000, "1000 + seq % 12000", 12_000, 12_000),
+        (20_000, "20000 + seq % 3", 3, 30_000),
+        (30_000, "30000 + seq * 3 / 31000 % 3", 3, 30_000),
+        (40_000, "case when seq % 2 = 0 then 40000 else 40001 + seq / 2 % 5000 end", 5001, 20_000),
+        (50_000, "50000 + seq % 400", 400, 20_000),
+    ] {
+        fill(&mut conn, seq..seq + events, "'topic:hot'", &format!("({xact})")).await;
+        let fresh: Vec<i64> = sqlx::query_scalar("select xact from crewcast.commits where xact >= $1 order by xact")
+            .bind(first)
+            .fetch_all(&mut conn)
+            .await
+            .unwrap();
+        assert!(fresh.len().abs_diff(transactions) <= 1, "{} of {transactions}", fresh.len());
+        let to = Snapshot::from_parts(100_000, Vec::new()).unwrap();
+        let epoch = log::look(&mut conn, &[]).await.unwrap().on_disk().epoch;
+        let mut reader = Reader::new(Reading::new(epoch, Snapshot::empty(), to).unwrap(), Scope::All(fresh), 65_536);
+        let before = asked(&mut conn).await;
+        let mut read = Vec::new();
+        loop {
+            let page = reader.page(&mut conn).await.unwrap();
+            read.extend(page.events.iter().map(|event| event.seq));
+            if page.last {
+                break;
+            }
+        }
+        assert!(read.iter().copied().eq(seq..seq + events), "{xact}: {} of {events}", read.len());
+        let after = asked(&mut conn).await;
+        let (asked, said) = (after.0 - before.0, after.1 - before.1);
+        println!("{xact}: asked {asked}, said {said}");
+        let most = transactions as i64 + events / 4;
+        assert!(asked <= most && said <= 2 * events, "{xact}: asked {asked} times, which said {said}");
+        seq += events;
     }
 }
