@@ -1,6 +1,6 @@
 //! The application: what is started in which order, and how it ends.
 
-use std::{net::SocketAddr, ops::Deref, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc};
+use std::{net::SocketAddr, ops::Deref, os::unix::fs::OpenOptionsExt as _, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use axum::extract::FromRef;
@@ -8,10 +8,9 @@ use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     net::TcpSocket,
     sync::oneshot,
-    task::JoinHandle,
     time::{Instant, timeout_at},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     auth::{
@@ -47,11 +46,18 @@ use crate::{
     ids::NodeKey,
     log::epoch::Failover,
     metrics::Metrics,
+    tasks::Tasks,
     web::IdempotencyTtl,
 };
 
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
 const BACKLOG: u32 = 4096;
+
+/// What the machine has of `drain-deadline` for its own end, when streams and requests take all of the rest.
+const OWN_END: Duration = Duration::from_secs(1);
+
+/// What a private Postgres gets for its end after everybody else's: nothing that is committed is lost when that is short.
+const POSTGRES_END: Duration = Duration::from_secs(5);
 
 /// What every handler can reach. A request is handed through a dozen layers, each of which clones it: it is one pointer.
 #[derive(Clone)]
@@ -107,6 +113,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Cancelled when the node is to get no more traffic.
     pub draining: CancellationToken,
+    /// What runs besides requests.
+    pub tasks: Tasks,
     /// What the nodes tell each other.
     pub bus: Bus,
     /// Cancelled when an admin wants this node to end: whoever runs it stops it then.
@@ -135,12 +143,10 @@ pub struct Server {
     /// What its handlers reach.
     pub app: App,
     postgres: Option<Embedded>,
-    /// Cancelled when the machine must end, after the streams have.
-    stop: CancellationToken,
-    tasks: TaskTracker,
     /// Told by when the connections must have ended, once no more are to be taken.
     closing: oneshot::Sender<Instant>,
-    serving: JoinHandle<bool>,
+    /// Says then whether none of them had to be cut.
+    served: oneshot::Receiver<bool>,
 }
 
 impl Server {
@@ -160,16 +166,21 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         metrics.postgres_connections_max.set(config.database.database_connections.into());
         let db = Db::new(options, config.database.database_connections);
-        let (stop, draining, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
+        let tasks = Tasks::new(stop.clone());
+        if let Some(postgres) = &postgres {
+            tasks.part("postgres", postgres.keep_watch(stop.clone()));
+        }
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let (node, warden) = (NodeKey::random(), Arc::new(Rights(joins.clone())));
         let settings = hub_settings(&config, files, node);
         let (pump, hub) = Pump::prime(db.clone(), pump_settings(&config), settings, metrics.clone(), warden).await?;
-        tasks.spawn(pump.run(stop.clone()));
+        tasks.part("pump", pump.run(stop.clone()));
+        tasks.part("hub", hub.clone().stay_whole(stop.clone()));
         if let Some(fetcher) = fetcher {
-            tasks.spawn(fetcher.run(stop.clone()));
+            tasks.part("jwks", fetcher.run(stop.clone()));
         }
-        tasks.spawn(db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
+        tasks.part("sweeps", db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
         let sessions = session_settings(&config);
@@ -177,10 +188,10 @@ impl Server {
         let (bus, heard) = Bus::over_postgres(&db, node, metrics.clone(), &tasks, stop.clone());
         let presence = hub.presence();
         let keeper = Keeper::prime(presence.clone(), db.clone(), hub.node().to_owned(), bus.clone()).await;
-        tasks.spawn(keeper.run(stop.clone()));
-        tasks.spawn(presence.clone().watch_the_clock(stop.clone()));
+        tasks.part("presence: keeper", keeper.run(stop.clone()));
+        tasks.part("presence: clock", presence.clone().watch_the_clock(stop.clone()));
         let (limiters, security) = http::limiters(&config, &metrics);
-        tasks.spawn(limiters.clone().sweep(stop.clone()));
+        tasks.part("limits", limiters.clone().sweep(stop.clone()));
         let verifier = Arc::new(verifier);
         let app = App(Arc::new(Parts {
             config,
@@ -197,17 +208,24 @@ impl Server {
             security,
             metrics,
             draining,
+            tasks,
             bus,
             leave: CancellationToken::new(),
         }));
-        tasks.spawn(app.bus.clone().echo(app.db.echo(), stop.clone()));
-        tasks.spawn(close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
-        tasks.spawn(http::session::keep(app.clone(), stop.clone()));
-        tasks.spawn(http::command::serve(app.clone(), heard, tasks.clone(), stop.clone()));
+        let tasks = &app.tasks;
+        tasks.part("bus: echo", app.bus.clone().echo(app.db.echo(), stop.clone()));
+        tasks.part("rooms of deleted projects", close_rooms(app.hub.clone(), app.joins.clone(), stop.clone()));
+        tasks.part("sessions: keeper", http::session::keep(app.clone(), stop.clone()));
+        tasks.part("commands", http::command::serve(app.clone(), heard, stop.clone()));
         let acceptor = acceptor(&app, socket, files)?;
-        let (address, (closing, closed)) = (acceptor.address()?, oneshot::channel());
-        let serving = tokio::spawn(acceptor.run(closed));
-        Ok(Self { address, app, postgres, stop, tasks, closing, serving })
+        let (address, (closing, closed), (serves, served)) =
+            (acceptor.address()?, oneshot::channel(), oneshot::channel());
+        tasks.part("acceptor", async move {
+            let _ = serves.send(acceptor.run(closed).await);
+            // It ends before the other parts do.
+            stop.cancelled().await;
+        });
+        Ok(Self { address, app, postgres, closing, served })
     }
 
     /// The private Postgres's process, when there is one and it runs.
@@ -215,24 +233,38 @@ impl Server {
         self.postgres.as_ref().and_then(Embedded::postmaster)
     }
 
+    /// Waits until the server is to end by itself: an admin wants it to, or a part of it has died.
+    pub async fn wants_to_end(&self) {
+        tokio::select! {
+            () = self.app.leave.cancelled() => {}
+            _ = self.app.tasks.died() => {}
+        }
+    }
+
     /// Ends the streams, a few at a time, while newcomers are told to come back; then takes no more connections, finishes
-    /// the requests under way, and stops what was started. After `drain-deadline` what is left is cut.
+    /// the requests under way, and stops what was started. What is left shortly before `drain-deadline` is cut, and no wait
+    /// is longer than that, whatever becomes of Postgres; a private one gets a few seconds more.
     pub async fn stop(self) {
         let limits = &self.app.config.limits;
         let deadline = Instant::now() + limits.drain_deadline;
+        let cut = deadline - OWN_END.min(limits.drain_deadline / 4);
         let spread = limits.drain_spread.min(limits.drain_deadline / 2);
         self.app.draining.cancel();
-        let drained = timeout_at(deadline, self.app.hub.drain(spread)).await.is_ok();
-        let served = self.closing.send(deadline).is_ok() && self.serving.await.unwrap_or(false);
+        let drained = timeout_at(cut, self.app.hub.drain(spread)).await.is_ok();
+        let served = self.closing.send(cut).is_ok() && matches!(timeout_at(deadline, self.served).await, Ok(Ok(true)));
         if !(drained && served) {
             tracing::warn!("streams or requests were cut at the drain deadline");
         }
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        self.app.db.close().await;
+        let left = self.app.tasks.end(deadline).await;
+        if !left.is_empty() {
+            tracing::warn!(?left, "tasks were cut at the drain deadline");
+        }
+        if timeout_at(deadline, self.app.db.close()).await.is_err() {
+            tracing::warn!("connections to Postgres were cut at the drain deadline");
+        }
         if let Some(postgres) = self.postgres {
-            postgres.stop().await;
+            let patience = deadline.saturating_duration_since(Instant::now()).max(POSTGRES_END);
+            postgres.stop_within(patience).await;
         }
     }
 }

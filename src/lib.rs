@@ -19,4 +19,5 @@ pub mod ids;
 pub mod log;
 pub mod metrics;
 pub mod sse;
+pub mod tasks;
 pub mod web;

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use uuid::Uuid;
@@ -69,8 +69,10 @@ impl<K: Copy + Eq + Hash, V> Opened<K, V> {
         }
     }
 
+    /// Between the changes of the two maps runs nothing that could panic: a panic that comes while they are held comes from
+    /// a look at them.
     fn both(&self) -> MutexGuard<'_, Both<K, V>> {
-        self.both.lock().expect("nothing panics while it holds the open streams")
+        self.both.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self, stream: Uuid) {

@@ -9,7 +9,7 @@ mod postgres;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,9 +21,9 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::timeout,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
-use crate::{db::Db, ids::NodeKey, metrics::Metrics};
+use crate::{db::Db, ids::NodeKey, metrics::Metrics, tasks::Tasks};
 
 /// Messages that wait to be sent; one more is dropped.
 const WAITING_MAX: usize = 4096;
@@ -106,15 +106,15 @@ impl Bus {
         db: &Db,
         node: NodeKey,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
         stop: CancellationToken,
     ) -> (Self, Heard) {
         let (waiting, letters) = mpsc::channel(WAITING_MAX);
         let (tell, heard) = mpsc::channel(WAITING_MAX);
         let (asked, numbers, is_alone) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
         let bus = Self(Arc::new(Shared { node, waiting, asked, numbers, is_alone, metrics }));
-        tasks.spawn(postgres::tell(db.clone(), letters, bus.clone(), stop.clone()));
-        tasks.spawn(postgres::listen(db.clone(), bus.clone(), tell, stop));
+        tasks.part("bus: telling", postgres::tell(db.clone(), letters, bus.clone(), stop.clone()));
+        tasks.part("bus: listening", postgres::listen(db.clone(), bus.clone(), tell, stop));
         (bus, heard)
     }
 
@@ -180,8 +180,9 @@ impl Bus {
         }
     }
 
+    /// Each change is one call of the map: nothing is half done when a panic comes.
     fn asked(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Value>>> {
-        self.0.asked.lock().expect("nothing panics while it holds what was asked")
+        self.0.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -14,10 +14,13 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{interval, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::Db;
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    tasks::Tasks,
+};
 
 /// How often a statement under way looks whether Postgres is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -35,6 +38,9 @@ pub struct DeskSettings {
 
 /// Who knows the statement.
 pub trait Clerk: Send + 'static {
+    /// What the task is called.
+    const NAME: &'static str;
+
     /// What is asked.
     type Question: Send + Sync + 'static;
     /// What is answered.
@@ -67,15 +73,15 @@ impl<Q, A> Clone for Desk<Q, A> {
 
 impl<Q: Send + Sync + 'static, A: Send + 'static> Desk<Q, A> {
     /// Starts the task that answers, until `stop`.
-    pub fn open(
+    pub fn open<C: Clerk<Question = Q, Answer = A>>(
         db: Db,
         settings: DeskSettings,
-        clerk: impl Clerk<Question = Q, Answer = A>,
-        tasks: &TaskTracker,
+        clerk: C,
+        tasks: &Tasks,
         stop: CancellationToken,
     ) -> Self {
         let (waiting, queue) = mpsc::channel(settings.waiting_max);
-        tasks.spawn(Service { db, settings, clerk, queue, stop }.run());
+        tasks.part(C::NAME, Service { db, settings, clerk, queue, stop }.run());
         Self { waiting }
     }
 

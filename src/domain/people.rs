@@ -10,7 +10,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -34,6 +34,7 @@ use crate::{
     db::Db,
     error::{Error, Result},
     ids::{Slug, Sub, TopicName},
+    tasks::Tasks,
     web::{Describe as _, Plain},
 };
 
@@ -115,10 +116,10 @@ struct Seen {
 
 impl People {
     /// Starts the task that writes, until `stop`.
-    pub fn start(db: Db, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub fn start(db: Db, tasks: &Tasks, stop: CancellationToken) -> Self {
         let (waiting, queue) = mpsc::channel(WAITING_MAX);
         let noted = Arc::<Mutex<HashMap<_, _>>>::default();
-        tasks.spawn(Scribe { db, queue, noted: noted.clone() }.run(stop));
+        tasks.part("people", Scribe { db, queue, noted: noted.clone() }.run(stop));
         Self { noted, waiting }
     }
 
@@ -162,8 +163,9 @@ impl People {
     }
 }
 
+/// Each change is one call of the map: nothing is half done when a panic comes.
 fn lock(noted: &Mutex<HashMap<Sub, Noted>>) -> MutexGuard<'_, HashMap<Sub, Noted>> {
-    noted.lock().expect("nothing panics while it holds the map")
+    noted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The right to act as a person, for one who was noted: what the server keeps of them is there.

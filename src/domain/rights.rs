@@ -13,7 +13,7 @@ use std::{
 
 use serde::Serialize;
 use sqlx::PgConnection;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     },
     error::Result,
     ids::{Room, Sub},
+    tasks::Tasks,
 };
 
 /// A statement that has this many projects takes no further join.
@@ -103,7 +104,7 @@ pub struct Joins {
 
 impl Joins {
     /// Starts the task that answers, until `stop`.
-    pub fn start(db: Db, settings: JoinSettings, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub fn start(db: Db, settings: JoinSettings, tasks: &Tasks, stop: CancellationToken) -> Self {
         let JoinSettings { retention, waiting_max, statement_timeout } = settings;
         let counters = Arc::<Counters>::default();
         let desk = DeskSettings { waiting_max, batch_max: PROJECTS_MAX, statement_timeout };
@@ -222,6 +223,8 @@ struct Registrar {
 }
 
 impl Clerk for Registrar {
+    const NAME: &'static str = "joins";
+
     type Question = Join;
     type Answer = Vec<Standing>;
 

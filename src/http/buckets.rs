@@ -12,7 +12,7 @@ use std::{
     hash::Hash,
     mem,
     num::NonZeroU32,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -132,8 +132,10 @@ struct Recent<K> {
 }
 
 impl<K: Clone + Eq + Hash> Recent<K> {
+    /// What decides about a bucket runs before it is changed, and each change is one call of a map: nothing is half done
+    /// when a panic comes.
     fn generations(&self) -> MutexGuard<'_, Generations<K>> {
-        self.generations.lock().expect("nothing panics while it holds the buckets")
+        self.generations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

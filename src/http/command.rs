@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
@@ -128,7 +128,7 @@ async fn execute(app: &App, order: Order) -> Result<Value> {
 }
 
 /// Does what other nodes ask, and heeds their bells, until `stop`.
-pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: CancellationToken) {
+pub async fn serve(app: App, mut heard: Heard, stop: CancellationToken) {
     let obeying = Arc::new(Semaphore::new(OBEYING_MAX));
     while let Some(come) = stop.run_until_cancelled(heard.recv()).await.flatten() {
         match come {
@@ -142,9 +142,9 @@ pub async fn serve(app: App, mut heard: Heard, tasks: TaskTracker, stop: Cancell
             Some((from, Message::Command(number, order))) => {
                 // Whoever asks one too many is told by the silence.
                 if let Ok(turn) = obeying.clone().try_acquire_owned() {
-                    let app = app.clone();
-                    tasks.spawn(async move {
-                        obey(app, from, number, order).await;
+                    let obeying = obey(app.clone(), from, number, order);
+                    app.tasks.errand("a command of another node", async {
+                        obeying.await;
                         drop(turn);
                     });
                 }

@@ -28,7 +28,7 @@ use axum::{
     extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
     http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
-    response::Response,
+    response::{IntoResponse as _, Response},
 };
 use tower::util::option_layer;
 use tower_http::timeout::TimeoutLayer;
@@ -46,6 +46,7 @@ use crate::{
     },
     ids::HEARTBEAT,
     metrics::Metrics,
+    tasks,
     web::{Describe as _, problem, query, request},
 };
 
@@ -60,22 +61,25 @@ pub fn limiters(config: &Config, metrics: &Arc<Metrics>) -> (Arc<Limiters>, Arc<
 
 /// Every route, inside all layers.
 pub fn router(app: App) -> Router {
-    let limits = &app.config.limits;
-    let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
-    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
     let stream = Router::from(stream()).with_state(app.clone());
     let machine =
         Router::from(streams().merge(live_streams()).merge(administration()).merge(operations()).merge(pages()))
             .with_state(app.clone());
     let domain = Router::from(domain::router()).with_state(app.domain());
     let hooks = Router::from(domain::hooks()).with_state(app.domain());
+    layered(stream, Router::new().merge(machine).merge(hooks).nest(DOMAIN, domain), app)
+}
+
+/// All layers around routes that answer with a stream, and around others.
+pub fn layered(streams: Router, others: Router, app: App) -> Router {
+    let limits = &app.config.limits;
+    let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
+    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
+    let inner = |routes| counted(routes, &app).layer(timeout).layer(from_fn(outlive));
     // The last layer is the outermost: a request passes them from the bottom up.
-    // Around limits and the timeout, whose answers an `EventSource` must not get.
-    let stream =
-        counted(stream, &app).layer(timeout).layer(from_fn_with_state(app.metrics.clone(), come_back::come_back));
-    counted(Router::new().merge(machine).merge(hooks).nest(DOMAIN, domain), &app)
-        .layer(timeout)
-        .merge(stream)
+    inner(others)
+        // Around limits, the timeout and panics, whose answers an `EventSource` must not get.
+        .merge(inner(streams).layer(from_fn_with_state(app.metrics.clone(), come_back::come_back)))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(from_fn(query::refuse_tokens_in_query))
         .layer(from_fn(problem::render))
@@ -198,6 +202,12 @@ async fn meet(State(app): State<App>, request: Request, next: Next) -> Response 
 fn takes_a_cookie(request: &Request) -> bool {
     let is_for_a_stream = limit::opens_a_stream(request) && Ticket::of(request.headers(), request.uri()).is_none();
     is_for_a_stream || limit::has_a_caller(request)
+}
+
+/// Answers for a request that panics, so that its connection goes on. What it shared with others is whole, or the node ends;
+/// the log has the panic already, under the request's id.
+async fn outlive(request: Request, next: Next) -> Response {
+    tasks::caught(next.run(request)).await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 /// While the node drains, clients are told to use the next node for their next request: closing connections that they

@@ -59,6 +59,7 @@ use tokio::{
     sync::{Notify, Semaphore, broadcast, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::{
@@ -199,6 +200,8 @@ pub struct Hub {
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
+    /// Cancelled when what all streams share may be half changed: the node is to end.
+    broken: CancellationToken,
 }
 
 /// What is decided at one moment for all: where the router is, and who gets what comes next.
@@ -270,6 +273,7 @@ impl Hub {
             warden,
             streams: watch::Sender::new(0),
             state: Mutex::new(state),
+            broken: CancellationToken::new(),
             db,
             settings,
             metrics,
@@ -337,6 +341,28 @@ impl Hub {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the hub's state")
+        self.state.lock().unwrap_or_else(|half| self.give_up(half.into_inner()))
+    }
+
+    /// Somebody panicked while they held the state. What they left half changed might keep an event from a stream that then
+    /// gets the next one's id. So whoever comes next ends every stream before anything else goes into its mailbox, and the
+    /// node takes no more of them: they go on elsewhere, from the last id that they have.
+    fn give_up<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.state.clear_poison();
+        state.draining = true;
+        for (nth, mailbox) in state.streams.values().enumerate() {
+            mailbox.close(Closing::usual(ClosingReason::Draining, nth as u64));
+        }
+        self.broken.cancel();
+        state
+    }
+
+    /// Ends with `stop`, or as soon as somebody has panicked who held what all streams share.
+    pub async fn stay_whole(self: Arc<Self>, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.broken.cancelled() => {}
+            () = self.presence.broken.cancelled() => {}
+        }
     }
 }

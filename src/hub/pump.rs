@@ -125,7 +125,11 @@ impl Pump {
     /// Reads the log, and routes it to the streams, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let router = route(self.hub.clone(), self.hub.live.subscribe(), stop.clone());
-        tokio::join!(router, self.read(stop));
+        // Neither is of use without the other: when one ends, so does the other.
+        tokio::select! {
+            () = router => {}
+            () = self.read(stop) => {}
+        }
     }
 
     async fn read(mut self, stop: CancellationToken) {

@@ -30,6 +30,8 @@ pub(super) struct Judge {
 }
 
 impl Clerk for Judge {
+    const NAME: &'static str = "sessions";
+
     type Question = Digest;
     type Answer = Verdict;
 

@@ -28,7 +28,7 @@ use axum::http::request::Parts;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::{
@@ -43,6 +43,7 @@ use crate::{
     },
     error::{Code, Credentials, Error, Result},
     metrics::Metrics,
+    tasks::Tasks,
 };
 
 pub(crate) use self::keep::Held;
@@ -138,7 +139,7 @@ impl Sessions {
         db: Db,
         settings: SessionSettings,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
         stop: CancellationToken,
     ) -> Self {
         let SessionSettings { waiting_max, statement_timeout, .. } = settings;

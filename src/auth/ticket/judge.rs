@@ -45,6 +45,8 @@ pub(super) struct Judge {
 }
 
 impl Clerk for Judge {
+    const NAME: &'static str = "tickets";
+
     type Question = Digest;
     type Answer = Verdict;
 

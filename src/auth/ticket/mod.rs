@@ -26,7 +26,7 @@ use axum::{
 use serde::Serialize;
 use sqlx::types::Json;
 use time::OffsetDateTime;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -47,6 +47,7 @@ use crate::{
     },
     error::{Code, Credentials, Error, Result},
     metrics::Metrics,
+    tasks::Tasks,
 };
 
 pub(crate) use self::keep::Held;
@@ -182,7 +183,7 @@ impl Tickets {
         db: Db,
         settings: TicketSettings,
         metrics: Arc<Metrics>,
-        tasks: &TaskTracker,
+        tasks: &Tasks,
         stop: CancellationToken,
     ) -> Self {
         let TicketSettings { waiting_max, statement_timeout, .. } = settings;
@@ -190,7 +191,8 @@ impl Tickets {
         let judge = Judge { db: db.clone(), settings, metrics: metrics.clone() };
         let desk = Desk::open(db.clone(), desk, judge, tasks, stop.clone());
         let open = Opened::new(metrics.tickets_open.clone());
-        tasks.spawn(Keeper { db: db.clone(), settings, metrics: metrics.clone(), open: open.clone(), stop }.run());
+        let keeper = Keeper { db: db.clone(), settings, metrics: metrics.clone(), open: open.clone(), stop };
+        tasks.part("tickets: keeper", keeper.run());
         Self { db, settings, metrics, desk, open }
     }
 

@@ -23,12 +23,16 @@ mod leftover;
 mod supervise;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Connection};
+use tokio_util::sync::CancellationToken;
 
 pub use error::StartError;
 use supervise::{Started, Supervisor};
+
+use crate::tasks;
 
 /// The database that is made for the service.
 const DATABASE: &str = "crewcast";
@@ -93,10 +97,27 @@ impl Embedded {
         self.supervisor.postmaster()
     }
 
+    /// Ends with `stop`, or as soon as nothing keeps Postgres running any more.
+    pub fn keep_watch(&self, stop: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
+        let ended = self.supervisor.ended();
+        async move {
+            stop.run_until_cancelled(ended.cancelled()).await;
+        }
+    }
+
+    /// The same as [`stop`](Embedded::stop), but a Postgres that has not ended within `patience` is stopped less kindly, and
+    /// killed soon after. Nothing that was committed is lost by that.
+    pub async fn stop_within(self, patience: Duration) {
+        self.supervisor.be_patient_for(patience);
+        self.stop().await;
+    }
+
     /// Stops Postgres, closing its connections, and waits for its end.
     pub async fn stop(self) {
-        // When the runtime is shutting down the closure is dropped instead of run, which stops it as well.
-        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+        // Whoever cannot have a thread waits here.
+        if let Ok((_, ended)) = tasks::thread("postgres's end", move || drop(self)) {
+            ended.cancelled().await;
+        }
     }
 
     async fn create_database(&self) -> Result<(), sqlx::Error> {

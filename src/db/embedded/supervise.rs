@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Options;
 use super::cluster::Cluster;
 use super::error::{StartError, last_lines};
+use crate::tasks;
 
 /// How often a starting or stopping Postgres is looked at.
 const START_TICK: Duration = Duration::from_millis(5);
@@ -38,11 +40,15 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// How long a start is tried again while backends of a killed postmaster hold on to its shared memory.
 const BACKENDS_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A stop gets this long for a fast shutdown, with its checkpoint, then [`STOP_IMMEDIATE`] for one without.
+/// A stop gets this long for a fast shutdown, with its checkpoint, unless whoever stops says otherwise; then
+/// `STOP_IMMEDIATE` for one without.
 const STOP_FAST: Duration = Duration::from_secs(30);
 
 /// See [`STOP_FAST`]. After it the process is killed; the next start recovers.
-const STOP_IMMEDIATE: Duration = Duration::from_secs(5);
+const STOP_IMMEDIATE: Duration = Duration::from_secs(2);
+
+/// A process that was killed is gone within this time, unless the system cannot let it go.
+const STOP_KILLED: Duration = Duration::from_secs(2);
 
 type Say = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -61,6 +67,10 @@ pub(super) struct Supervisor {
     /// Nothing is ever sent: dropping it is the command to stop.
     stop: Option<mpsc::Sender<Infallible>>,
     thread: Option<JoinHandle<()>>,
+    /// Cancelled when the thread has ended: nothing keeps Postgres running any more.
+    ended: CancellationToken,
+    /// What a fast shutdown gets, in milliseconds. Read by the thread.
+    patience: Arc<AtomicU64>,
     /// Process id of the postmaster while it takes connections, else 0. Written by the thread.
     pid: Arc<AtomicU32>,
 }
@@ -71,10 +81,21 @@ impl Supervisor {
         let (stop, stopped) = mpsc::channel();
         let (started, outcome) = oneshot::channel();
         let pid = Arc::new(AtomicU32::new(0));
-        let watch = Watch { stopped, say, pid: pid.clone() };
-        let thread = std::thread::Builder::new().name("postgres".into()).spawn(move || watch.run(options, started));
-        let thread = thread.expect("the system has a thread left at start");
-        (Supervisor { stop: Some(stop), thread: Some(thread), pid }, outcome)
+        let patience = Arc::new(AtomicU64::new(millis(STOP_FAST)));
+        let watch = Watch { stopped, say, pid: pid.clone(), patience: patience.clone() };
+        let thread = tasks::thread("postgres", move || watch.run(options, started));
+        let (thread, ended) = thread.expect("the system has a thread left at start");
+        (Supervisor { stop: Some(stop), thread: Some(thread), ended, patience, pid }, outcome)
+    }
+
+    /// Cancelled when nothing keeps Postgres running any more.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
+    }
+
+    /// A stop gets this long for a fast shutdown.
+    pub(super) fn be_patient_for(&self, patience: Duration) {
+        self.patience.store(millis(patience), Ordering::Relaxed);
     }
 
     /// Process id of the postmaster, while it takes connections.
@@ -87,7 +108,7 @@ impl Drop for Supervisor {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been printed already, and ended Postgres.
+            // A panic of the thread has been told already, and ended Postgres.
             let _ = thread.join();
         }
     }
@@ -98,6 +119,7 @@ struct Watch {
     stopped: mpsc::Receiver<Infallible>,
     say: Say,
     pid: Arc<AtomicU32>,
+    patience: Arc<AtomicU64>,
 }
 
 impl Watch {
@@ -152,7 +174,7 @@ impl Watch {
                 return Err(StartError::Exited { why, log: cluster.log().to_owned() });
             }
             if self.stops_within(START_TICK) {
-                shut_down(child);
+                self.shut_down(child);
                 return Err(StartError::Stopped);
             }
             if spoke.elapsed() > SELDOM {
@@ -171,7 +193,7 @@ impl Watch {
             let began = Instant::now();
             let Some(status) = self.end_of(cluster, &mut child) else {
                 self.pid.store(0, Ordering::Relaxed);
-                return shut_down(child);
+                return self.shut_down(child);
             };
             self.pid.store(0, Ordering::Relaxed);
             (self.say)(&format!("Postgres process {} ended by itself ({status}): starting it again", child.id()));
@@ -220,6 +242,25 @@ impl Watch {
             }
         }
     }
+
+    /// Stops Postgres: fast, else without a checkpoint, else by force. Nothing that was committed is lost by any of them.
+    fn shut_down(&self, mut child: Child) {
+        let pid = Pid::from_raw(child.id().cast_signed());
+        let fast = Duration::from_millis(self.patience.load(Ordering::Relaxed));
+        let ways = [(Signal::SIGINT, fast), (Signal::SIGQUIT, STOP_IMMEDIATE), (Signal::SIGKILL, STOP_KILLED)];
+        for (signal, patience) in ways {
+            // Not reaped yet, so the number is still the child's.
+            let _ = kill(pid, signal);
+            let began = Instant::now();
+            while began.elapsed() < patience {
+                if ended(&mut child).is_some() {
+                    return;
+                }
+                #[expect(clippy::disallowed_methods, reason = "this is a thread of its own")]
+                std::thread::sleep(START_TICK);
+            }
+        }
+    }
 }
 
 /// The child's status once it has ended, which also reaps it.
@@ -227,21 +268,6 @@ fn ended(child: &mut Child) -> Option<ExitStatus> {
     child.try_wait().expect("the child is ours and only this thread waits for it")
 }
 
-/// Stops Postgres: fast, else without a checkpoint, else by force. Nothing that was committed is lost by any of them.
-fn shut_down(mut child: Child) {
-    let pid = Pid::from_raw(child.id().cast_signed());
-    for (signal, patience) in [(Signal::SIGINT, STOP_FAST), (Signal::SIGQUIT, STOP_IMMEDIATE)] {
-        // Not reaped yet, so the number is still the child's.
-        let _ = kill(pid, signal);
-        let began = Instant::now();
-        while began.elapsed() < patience {
-            if ended(&mut child).is_some() {
-                return;
-            }
-            #[expect(clippy::disallowed_methods, reason = "this is a thread of its own")]
-            std::thread::sleep(START_TICK);
-        }
-    }
-    let _ = child.kill();
-    let _ = child.wait();
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

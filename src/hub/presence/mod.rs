@@ -88,6 +88,8 @@ pub struct Presence {
     metrics: Arc<Metrics>,
     deliver: Box<dyn Fn(Whisper) + Send + Sync>,
     state: Mutex<State>,
+    /// Cancelled when the picture may be half changed: the node is to end.
+    pub(super) broken: CancellationToken,
     /// Rung when something ends by time sooner than it did.
     sooner: Notify,
     /// Rung when there is something to write.
@@ -127,6 +129,7 @@ impl Presence {
             metrics,
             deliver: Box::new(deliver),
             state: Mutex::new(state),
+            broken: CancellationToken::new(),
             sooner: Notify::new(),
             dirty: Notify::new(),
             look: Notify::new(),
@@ -363,8 +366,13 @@ impl Presence {
         }
     }
 
+    /// A picture that somebody left half changed when they panicked is still one to go on with: it is shown for as long as
+    /// the node takes to end, and what is wrong in it is made good by the node that its streams go to.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("nothing panics while it holds the picture")
+        self.state.lock().unwrap_or_else(|half| {
+            self.broken.cancel();
+            half.into_inner()
+        })
     }
 }
 
