@@ -168,6 +168,8 @@ impl Server {
         let db = Db::new(options, config.database.database_connections);
         let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let tasks = Tasks::new(stop.clone());
+        // Of a start that fails the parts are to end, and have not died.
+        let given_up = stop.clone().drop_guard();
         if let Some(postgres) = &postgres {
             tasks.part("postgres", postgres.keep_watch(stop.clone()));
         }
@@ -225,6 +227,7 @@ impl Server {
             // It ends before the other parts do.
             stop.cancelled().await;
         });
+        given_up.disarm();
         Ok(Self { address, app, postgres, closing, served })
     }
 

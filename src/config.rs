@@ -192,7 +192,7 @@ pub struct Limits {
     /// How long the node that holds a stream may take to answer for it
     #[arg(long, env = "CREWCAST_COMMAND_TIMEOUT", default_value = "2s", value_parser = duration)]
     pub command_timeout: Duration,
-    /// Longest time from SIGTERM to the end of the process
+    /// Longest time from SIGTERM to the end of the process; a private Postgres gets up to nine seconds more
     #[arg(long, env = "CREWCAST_DRAIN_DEADLINE", default_value = "30s", value_parser = duration)]
     pub drain_deadline: Duration,
     /// How long the streams' ends are spread over after SIGTERM, so that they do not all come back

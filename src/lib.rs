@@ -18,6 +18,7 @@ pub mod hub;
 pub mod ids;
 pub mod log;
 pub mod metrics;
+pub mod output;
 pub mod sse;
 pub mod tasks;
 pub mod web;

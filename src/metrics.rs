@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, RwLock, RwLockReadGuard, atomic::AtomicU64},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -34,7 +34,8 @@ impl Counters {
         if let Some(counter) = self.read().get(&(label, value)) {
             return counter.inc();
         }
-        self.0.write().expect(UNBROKEN).entry((label, value)).or_default().inc()
+        let mut counters = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        counters.entry((label, value)).or_default().inc()
     }
 
     /// How many there were of each, by the label's value; what there was none of is not named.
@@ -42,13 +43,11 @@ impl Counters {
         self.read().iter().map(|((_, value), counter)| (*value, counter.get())).collect()
     }
 
+    /// Each change is one call of the map: nothing is half done when a panic comes.
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Label, Counter>> {
-        self.0.read().expect(UNBROKEN)
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Why the counters' lock is never poisoned.
-const UNBROKEN: &str = "nothing panics while it holds the counters";
 
 impl EncodeMetric for Counters {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -198,6 +197,8 @@ metrics! {
     postgres_connections_idle: Gauge = "Connections to Postgres that nothing uses now";
     postgres_connections_max: Gauge = "Connections to Postgres at most; more wait two seconds and are then told to come back";
     resident_memory: Gauge in Bytes = "Memory that the process holds";
+    log_lines_dropped: Counter = "Lines of the log that nobody read in time";
+    panics: Counter = "Panics, in whatever task: bugs, of which the log has a line each";
 }
 
 impl Metrics {

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use sqlx::{Connection as _, PgConnection};
 
-use super::migrate;
+use super::{migrate, print};
 use crate::{config::Secret, log::epoch};
 
 #[derive(Debug, Args)]
@@ -25,12 +25,13 @@ enum Command {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut conn = PgConnection::connect_with(&migrate::options(arguments.database_url)?).await?;
     let identity = epoch::identity(&mut conn).await?;
-    match arguments.command {
-        None => println!(
-            "epoch {}, timeline {}, written by cluster {}, in cluster {}",
+    let said = match arguments.command {
+        None => format!(
+            "epoch {}, timeline {}, written by cluster {}, in cluster {}\n",
             identity.epoch, identity.timeline, identity.log_sysid, identity.sysid
         ),
-        Some(Command::New) => println!("epoch {}", epoch::renew(&mut conn, &identity.epoch).await?),
-    }
-    Ok(conn.close().await?)
+        Some(Command::New) => format!("epoch {}\n", epoch::renew(&mut conn, &identity.epoch).await?),
+    };
+    conn.close().await?;
+    print(&said)
 }

@@ -4,6 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 use sqlx::postgres::PgConnectOptions;
 
+use super::print;
 use crate::{app, config::Secret};
 
 #[derive(Debug, Args)]
@@ -16,8 +17,7 @@ pub(super) struct Arguments {
 /// Migrates. A private Postgres is migrated by the server that runs it.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     app::migrate(&options(arguments.database_url)?).await?;
-    println!("crewcast: the schema is up to date");
-    Ok(())
+    print("crewcast: the schema is up to date\n")
 }
 
 /// How to connect to the database of a command that needs one.

@@ -1,20 +1,26 @@
 //! The command line: reads it, and says in one line what is wrong with it.
 
 mod epoch;
+pub mod log;
 mod migrate;
 mod openapi;
-mod serve;
+pub mod serve;
 mod tail;
 mod token;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::Duration,
+};
 
+use anyhow::Context as _;
 use clap::{
     Parser, Subcommand,
     error::{ContextKind, ErrorKind},
 };
 
-use crate::config::Config;
+use crate::{config::Config, output};
 
 /// Push service for construction operations: REST in, Server-Sent Events out, delivered exactly.
 #[derive(Debug, Parser)]
@@ -42,18 +48,40 @@ enum Command {
     Epoch(epoch::Arguments),
 }
 
+/// How long the end of the process waits for whoever reads what it said last.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Whoever read what a command prints has what they wanted: `| head`.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads on")]
+struct Unread;
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    log::note_panics();
+    let code = match Cli::try_parse() {
+        Ok(cli) => exit_code(start(cli)),
+        Err(error) => refuse(&error),
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let result = runtime.map_err(Into::into).and_then(|runtime| runtime.block_on(run(cli)));
+    output::stdout().flush(LAST_WORDS);
+    output::stderr().flush(LAST_WORDS);
+    code
+}
+
+fn start(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(run(cli));
+    // What still runs, such as a look-up of a name that nobody answers, holds nobody up.
+    runtime.shutdown_background();
+    result
+}
+
+fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Unread>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crewcast: {error:#}");
+            output::stderr().say(format_args!("crewcast: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -64,21 +92,31 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(config) => serve::run(*config).await,
         Command::Token(arguments) => token::run(arguments),
         Command::Tail(arguments) => tail::run(arguments).await,
-        Command::Openapi => {
-            openapi::run();
-            Ok(())
-        }
+        Command::Openapi => openapi::run(),
         Command::Migrate(arguments) => migrate::run(arguments).await,
         Command::Epoch(arguments) => epoch::run(arguments).await,
+    }
+}
+
+/// Prints what a command was asked for: without it the command has failed, unless nobody reads on.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    printed(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+fn printed(printed: io::Result<()>) -> anyhow::Result<()> {
+    match printed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Unread.into()),
+        printed => printed.context("what was asked for cannot be printed"),
     }
 }
 
 /// Help goes out as it is; a mistake is one line with the setting and the mend.
 fn refuse(error: &clap::Error) -> ExitCode {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        return if error.print().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return exit_code(printed(error.print().and_then(|()| io::stdout().flush())));
     }
-    eprintln!("crewcast: {}", one_line(error));
+    output::stderr().say(format_args!("crewcast: {}", one_line(error)));
     ExitCode::from(2)
 }
 

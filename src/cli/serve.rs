@@ -1,70 +1,102 @@
 //! `crewcast serve`: runs until a signal, and says first what to paste.
 
-use std::io::Write as _;
+use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::token::DEFAULT_TTL;
+use super::{log, token::DEFAULT_TTL};
 use crate::{
     app::Server,
     auth::{Claims, Role, Roles},
     config::Config,
+    output,
 };
 
 /// Runs the server.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {
-    // A certificate that is not trusted is told by whoever asked for it, once.
-    let quiet = "info,sqlx=warn,rustls_platform_verifier=off";
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(quiet));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    log::start();
+    let mut signals = Signals::listen()?;
     let start = Server::start(config, say);
     // A start can wait for a download or for a recovery: a signal ends it, too.
     let server = tokio::select! {
         server = start => server?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        () = signals.next() => return Ok(()),
     };
     greet(&server);
-    let leave = server.app.leave.clone();
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-        () = leave.cancelled() => {}
-    }
-    say("ending streams and finishing requests; once more to end at once");
-    tokio::select! {
-        () = server.stop() => {}
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    Ok(())
+    keep(server, signals).await
 }
 
-/// Tells the person at the terminal, who may have closed it: that must not end the server.
+/// Runs a server that was started, until a signal or until it wants to end; then stops it. A second signal ends it at once.
+///
+/// # Errors
+/// When a part of it has died.
+pub async fn keep(server: Server, mut signals: Signals) -> anyhow::Result<()> {
+    let tasks = server.app.tasks.clone();
+    tokio::select! {
+        () = signals.next() => {}
+        () = server.wants_to_end() => {}
+    }
+    say("ending streams and finishing requests; once more to end at once");
+    let mut stopping = Box::pin(server.stop());
+    tokio::select! {
+        () = &mut stopping => {}
+        // Dropping it would wait for a private Postgres, which learns of the end of this process by itself.
+        () = signals.next() => std::mem::forget(stopping),
+    }
+    tasks.dead().map_or(Ok(()), |dead| Err(dead.clone().into()))
+}
+
+/// The signals that end the process.
+#[derive(Debug)]
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Hears them from now on: they end nothing by themselves any more.
+    ///
+    /// # Errors
+    /// When the system does not let it.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Tells the person at the terminal, who may have closed it or look at it no more.
 fn say(notice: &str) {
-    let _ = writeln!(std::io::stdout(), "crewcast: {notice}");
+    output::stdout().say(format_args!("crewcast: {notice}"));
 }
 
 /// What to do next, ready to paste. Where tokens are not ours to mint, they have to be brought.
 fn greet(server: &Server) {
-    let base = format!("http://{}", server.address);
-    println!("crewcast {} listens on {base}\n", env!("CARGO_PKG_VERSION"));
+    let (base, version) = (format!("http://{}", server.address), env!("CARGO_PKG_VERSION"));
     let token = development_token(server).unwrap_or_else(|| "$TOKEN".to_owned());
     let auth = format!("-H \"Authorization: Bearer {token}\"");
     let json = "-H 'Content-Type: application/json'";
-    println!("Follow events in one terminal:\n");
-    println!("  curl -N '{base}/events?rooms=company,division:north' {auth}\n");
-    println!("Cause one in another (a division, then a project in it):\n");
-    println!(
-        "  curl -sS -X PUT {base}/v1/divisions/north {auth} {json} -d '{{\"name\":\"North\"}}' && \
-         curl -sS {base}/v1/projects {auth} {json} -d '{{\"name\":\"North tower\",\"division\":\"north\"}}'\n"
+    let brought = match token.as_str() {
+        "$TOKEN" => "TOKEN is a token of yours, signed with the key that crewcast is configured with.\n\n",
+        _ => "",
+    };
+    let greeting = format!(
+        "crewcast {version} listens on {base}\n\n\
+         Follow events in one terminal:\n\n  \
+         curl -N '{base}/events?rooms=company,division:north' {auth}\n\n\
+         Cause one in another (a division, then a project in it):\n\n  \
+         curl -sS -X PUT {base}/v1/divisions/north {auth} {json} -d '{{\"name\":\"North\"}}' && \
+         curl -sS {base}/v1/projects {auth} {json} -d '{{\"name\":\"North tower\",\"division\":\"north\"}}'\n\n\
+         Everything else is told at {base}/docs\n\n\
+         {brought}"
     );
-    println!("Everything else is told at {base}/docs\n");
-    if token == "$TOKEN" {
-        println!("TOKEN is a token of yours, signed with the key that crewcast is configured with.\n");
-    }
+    output::stdout().put(greeting.as_bytes());
 }
 
 /// A token for the person at the terminal, when the key was made here for development.

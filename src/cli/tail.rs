@@ -6,11 +6,12 @@ use anyhow::bail;
 use clap::Args;
 use reqwest::StatusCode;
 
-use super::token;
+use super::{print, token};
 use crate::{
     auth::{Claims, Role, Roles},
     config::Keys,
     ids::HEARTBEAT,
+    output::{self, Plain},
     sse::{Frame, Parser},
 };
 
@@ -54,38 +55,47 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             .bearer_auth(&token)
             .header("last-event-id", parser.last_id());
         match request.send().await {
-            Ok(response) if response.status() == StatusCode::OK => follow(response, &mut parser, &mut retry).await,
+            Ok(response) if response.status() == StatusCode::OK => follow(response, &mut parser, &mut retry).await?,
             Ok(response)
                 if response.status().is_client_error() && response.status() != StatusCode::TOO_MANY_REQUESTS =>
             {
                 bail!("{}", response.text().await?)
             }
-            Ok(response) => eprintln!("crewcast: {}; trying again", response.status()),
-            Err(error) => eprintln!("crewcast: {} does not answer ({error}); trying again", arguments.url),
+            Ok(response) => tell(&format!("{}; trying again", response.status())),
+            Err(error) => tell(&format!("{} does not answer ({error}); trying again", arguments.url)),
         }
         tokio::time::sleep(retry).await;
     }
 }
 
-async fn follow(mut response: reqwest::Response, parser: &mut Parser, retry: &mut Duration) {
-    loop {
+/// Shows what comes, until the stream ends.
+///
+/// # Errors
+/// When it cannot be shown any more.
+async fn follow(mut response: reqwest::Response, parser: &mut Parser, retry: &mut Duration) -> anyhow::Result<()> {
+    let ended = loop {
         match response.chunk().await {
             Ok(Some(bytes)) => {
                 for frame in parser.push(&bytes) {
                     *retry = frame.retry.map_or(*retry, Duration::from_millis);
-                    show(&frame);
+                    show(&frame)?;
                 }
             }
-            Ok(None) => return eprintln!("crewcast: the stream ended; resuming"),
-            Err(error) => return eprintln!("crewcast: the stream was cut ({error}); resuming"),
+            Ok(None) => break "ended".to_owned(),
+            Err(error) => break format!("was cut ({error})"),
         }
-    }
+    };
+    tell(&format!("the stream {ended}; resuming"));
+    Ok(())
 }
 
-fn show(frame: &Frame) {
-    if frame.event != HEARTBEAT {
-        println!("{} {}", frame.event, frame.data);
-    }
+/// What terminals would obey is shown as JSON writes it: the data stays JSON.
+fn show(frame: &Frame) -> anyhow::Result<()> {
+    if frame.event == HEARTBEAT { Ok(()) } else { print(&format!("{} {}\n", Plain(&frame.event), Plain(&frame.data))) }
+}
+
+fn tell(what: &str) {
+    output::stderr().say(format_args!("crewcast: {what}"));
 }
 
 fn own_claims() -> Claims {

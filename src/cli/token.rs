@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 
+use super::print;
 use crate::{
     app,
     auth::{Claims, Role, Roles},
@@ -54,8 +55,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         topics: arguments.topics,
         exp: exp.unix_timestamp(),
     };
-    println!("{}", mint(&arguments.keys, &claims)?);
-    Ok(())
+    print(&format!("{}\n", mint(&arguments.keys, &claims)?))
 }
 
 /// A token signed with the configured secret, or with the one in the data folder.

@@ -21,6 +21,7 @@ use crate::{
     error::Code,
     log::Position,
     metrics::{Metrics, resident_bytes},
+    output, tasks,
     web::openapi::{Responses, json},
 };
 
@@ -66,6 +67,8 @@ fn measure(app: &App) {
     let joins = app.joins.stats();
     app.metrics.joins.inner().store(joins.joins, Ordering::Relaxed);
     app.metrics.join_statements.inner().store(joins.statements, Ordering::Relaxed);
+    app.metrics.log_lines_dropped.inner().store(output::stderr().dropped(), Ordering::Relaxed);
+    app.metrics.panics.inner().store(tasks::panics(), Ordering::Relaxed);
     if let Some(bytes) = resident_bytes() {
         app.metrics.resident_memory.set(bytes.try_into().unwrap_or(i64::MAX));
     }

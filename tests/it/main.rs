@@ -1,5 +1,6 @@
 //! Tests of the whole service, on a real Postgres.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![expect(clippy::print_stdout, reason = "what a test measured is shown with it")]
 #![expect(unreachable_pub, reason = "what the tests share is for all of them")]
 
 mod alerts;

@@ -192,3 +192,17 @@ fn the_task_that_asked_last_is_woken() {
     mailbox.put(&updated(1));
     assert_eq!((before.count(), now.count()), (0, 1));
 }
+
+#[test]
+fn a_mailbox_whose_holder_panics_is_shut_and_opens_again() {
+    let (mailbox, wakes) = (mailbox(10), Arc::<Wakes>::default());
+    (1..=3).for_each(|seq| assert!(mailbox.put(&updated(seq))));
+    let waker = wakes.waker();
+    let panics = || mailbox.take(&Context::from_waker(&waker), |_| panic!("on purpose"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    assert!(mailbox.put(&updated(4)), "nobody else panics");
+    assert_eq!(take(&mailbox, &wakes, 10), (vec![], Then::Behind), "what it held is history");
+    mailbox.open(0);
+    assert!(mailbox.put(&updated(5)));
+    assert_eq!(take(&mailbox, &wakes, 10), (vec![5], Then::All));
+}

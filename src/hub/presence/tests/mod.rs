@@ -34,3 +34,12 @@ fn open(presence: &Presence, sub: Option<&str>) -> Uuid {
     presence.opened(stream, sub.map(who), || vec!["company".to_owned()], false);
     stream
 }
+
+#[test]
+fn a_panic_under_the_pictures_lock_takes_nobody_along_and_is_told() {
+    let presence = Presence { deliver: Box::new(|_| panic!("on purpose")), ..presence() };
+    let opens = || open(&presence, Some("ana"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(opens)).is_err());
+    presence.measure();
+    assert!(presence.broken.is_cancelled(), "the node is to end");
+}
