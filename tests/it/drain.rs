@@ -20,7 +20,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::support::{Client, PATIENCE, Process, Slow, connect, database, publish, token};
+use crate::{
+    joins::family,
+    support::{Client, PATIENCE, Process, Slow, connect, database, folder, number, publish, sql, token},
+};
 
 fn signal(server: &Process) {
     kill(Pid::from_raw(server.child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
@@ -280,4 +283,50 @@ async fn an_admin_drains_a_node_as_a_signal_does_and_nobody_else_does() {
         assert_eq!(stream.next().await, None);
     }
     assert_eq!(ended(&mut server).await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_waits_for_a_strangers_lock_holds_up_no_signal() {
+    let url = database().await;
+    let arguments = ["--drain-deadline=2s", "--drain-spread=1ms", "--request-timeout=1h"];
+    let mut server = Process::start(&url, &arguments).await;
+    let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
+    let project = ana.project("north").await;
+    let mut stranger = connect(&url).await;
+    sql(&mut stranger, "begin").await;
+    sql(&mut stranger, &format!("select from crewcast.projects where id = '{project}' for update")).await;
+    let waiting = tokio::spawn({
+        let (ana, path) = (ana.clone(), format!("/v1/projects/{project}"));
+        async move { ana.request(Method::PATCH, &path).json(&json!({ "notes": "one" })).send().await }
+    });
+    let waits = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let mut looking = connect(&url).await;
+    while number(&mut looking, waits).await == 0 {}
+    signal(&server);
+    // While the lock is held.
+    assert_eq!(ended(&mut server).await.code(), Some(0));
+    sql(&mut stranger, "rollback").await;
+    drop(waiting);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_stands_still_holds_up_no_signal() {
+    let folder = folder();
+    let data_dir = folder.path().join("data");
+    let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_crewcast"));
+    child.args(["serve", "--listen=127.0.0.1:0", "--drain-deadline=2s", "--data-dir"]).arg(&data_dir);
+    child.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).kill_on_drop(true);
+    let mut child = child.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !lines.next_line().await.unwrap().expect("it says where it listens").contains("listens on") {}
+    let pid_file = std::fs::read_to_string(data_dir.join("postgres/data/postmaster.pid")).unwrap();
+    let processes = family(pid_file.lines().next().unwrap().parse().unwrap());
+    crate::joins::signal(&processes, Signal::SIGSTOP);
+    kill(Pid::from_raw(child.id().unwrap().cast_signed()), Signal::SIGTERM).unwrap();
+    // The deadline, and the nine seconds that a private Postgres gets.
+    let status = tokio::time::timeout(PATIENCE / 2, child.wait()).await.expect("the process ends").unwrap();
+    assert_eq!(status.code(), Some(0));
+    for process in processes {
+        let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+    }
 }

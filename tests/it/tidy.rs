@@ -49,6 +49,38 @@ fn the_domain_appends_and_never_sends() {
     assert_eq!(offenders("domain", &["hub", "sse", "http", "app", "cli", "config"]), [""; 0]);
 }
 
+/// The files in which one of these words stands outside of comments and of tests, which come last.
+fn users(words: &[&str]) -> Vec<String> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let is_test =
+        |path: &Path| path.components().any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs");
+    let uses = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let mut lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        lines.any(|line| words.iter().any(|word| line.contains(word)))
+    };
+    let files = sources(&src).into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "rs"));
+    let users = files.filter(|path| !is_test(path) && uses(path));
+    users.map(|path| path.strip_prefix(&src).unwrap().display().to_string()).collect()
+}
+
+#[test]
+fn tasks_and_threads_are_spawned_in_one_place() {
+    let words = ["tokio::spawn", "task::spawn", "spawn_blocking", "spawn_local", "thread::spawn", "thread::Builder"];
+    assert_eq!(users(&words), ["tasks.rs"]);
+    // The connections are tracked by their acceptor, and what one request asks of several nodes is joined by it.
+    let mut tracking = users(&["TaskTracker::", "JoinSet::"]);
+    tracking.sort();
+    assert_eq!(tracking, ["http/accept/mod.rs", "http/admin.rs", "tasks.rs"]);
+}
+
+#[test]
+fn nobody_takes_a_lock_that_a_panic_takes_away() {
+    let words = [".lock().expect(", ".lock().unwrap()", ".read().expect(", ".write().expect("];
+    assert_eq!(users(&words), [""; 0]);
+}
+
 #[test]
 fn a_layer_that_is_crossed_is_found() {
     assert!(!offenders("http", &["domain"]).is_empty() && !offenders("app", &["hub"]).is_empty());
