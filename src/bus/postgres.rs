@@ -140,8 +140,11 @@ async fn hear(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<st
             },
             Err(_) => within(listener.listen(CHANNEL)).await?,
         }
+        // Neither does a flood without an end keep what was told from being looked up.
+        let enough = Instant::now() + LOOKS_APART;
         while !told.is_full()
             && !lost
+            && Instant::now() < enough
             && let Ok(notification) = timeout(Duration::ZERO, listener.try_recv()).await
         {
             match notification? {
