@@ -79,6 +79,7 @@ mod merge;
 pub mod position;
 mod read;
 pub mod retention;
+mod strips;
 pub mod wal;
 
 use std::ops::Range;
@@ -93,6 +94,7 @@ pub use self::{
     read::{
         BODIES, KEYS, KEYS_MAX, LOOKED_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one,
     },
+    strips::{STRIP, STRIPS},
     wal::Seen,
 };
 

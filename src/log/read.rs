@@ -8,6 +8,7 @@ use super::{
     Event, LogError, Position, Reading, Seen, Snapshot, bounds,
     event::event_columns,
     merge::{Merge, NUMBERS},
+    strips::{self, STRIP_EVENTS, STRIPS, Strip},
     wal::{Wal, wal_columns},
 };
 
@@ -41,8 +42,10 @@ pub struct Reader {
     keys: VecDeque<i64>,
     /// Where the next numbers come from, once they are too many transactions' or too many events'.
     merge: Option<Merge>,
-    /// The seq up to which numbers were fetched; `None` once all were.
-    keys_after: Option<i64>,
+    /// The parts of the rooms' index in which the other events are.
+    strips: Vec<Strip>,
+    /// Whether the rooms were asked for their events' numbers.
+    is_known: bool,
     bytes_max: i64,
     page_bytes: usize,
     /// Events of the next page: as many as would have fitted into the page before.
@@ -152,10 +155,19 @@ impl Reader {
     pub fn resume(reading: Reading, after: i64, scope: Scope, bytes_max: u64) -> Self {
         let ranges = reading.to().minus(reading.from());
         let bytes_max = i64::try_from(bytes_max).unwrap_or(i64::MAX);
-        let (keys, keys_after) = (VecDeque::new(), Some(after));
-        let page_events = PAGE_MAX as usize;
-        let (merge, page_bytes) = (None, usize::MAX);
-        Self { reading, scope, ranges, after, keys, merge, keys_after, bytes_max, page_bytes, page_events }
+        Self {
+            reading,
+            scope,
+            ranges,
+            after,
+            keys: VecDeque::new(),
+            merge: None,
+            strips: Vec::new(),
+            is_known: false,
+            bytes_max,
+            page_bytes: usize::MAX,
+            page_events: PAGE_MAX as usize,
+        }
     }
 
     /// The same read, in pages of rooms' events that hold no more payload than this, but one event at least.
@@ -181,7 +193,7 @@ impl Reader {
         if count > max {
             return Ok(None);
         }
-        (self.keys, self.keys_after) = (keys.into(), None);
+        (self.keys, self.is_known) = (keys.into(), true);
         Ok(Some(count))
     }
 
@@ -195,12 +207,8 @@ impl Reader {
             Scope::All(xacts) if self.merge.is_none() && xacts.len() <= PAGE_MAX as usize => {
                 self.first_page(conn).await?
             }
-            Scope::All(_) => {
-                self.merge_numbers(conn).await?;
-                self.page_of_keys(conn).await?
-            }
-            Scope::Rooms(_) => {
-                self.fetch_keys(conn).await?;
+            _ => {
+                self.fetch_numbers(conn).await?;
                 self.page_of_keys(conn).await?
             }
         };
@@ -220,43 +228,64 @@ impl Reader {
         let events = self.checked(&rows)?;
         let last = i64::try_from(events.len()).is_ok_and(|n| n < PAGE_MAX);
         if let (false, Some(event)) = (last, events.last()) {
-            self.merge = Some(Merge::new(xacts, event.seq));
+            self.merge = Some(Merge::of_transactions(xacts, event.seq));
         }
         Ok(Page { last, events })
     }
 
     /// Gets to know the numbers of the next page.
-    async fn merge_numbers(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
-        let Scope::All(xacts) = &self.scope else { return Ok(()) };
-        let mut merge = self.merge.take().unwrap_or_else(|| Merge::new(xacts, self.after));
-        let fetched = self.merge_from(&mut merge, conn).await;
-        // Also when Postgres did not answer: it is asked again.
-        self.merge = Some(merge);
-        fetched
-    }
-
-    async fn merge_from(&mut self, merge: &mut Merge, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn fetch_numbers(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+        match &self.scope {
+            Scope::All(xacts) if self.merge.is_none() => {
+                self.merge = Some(Merge::of_transactions(xacts, self.after));
+            }
+            Scope::Rooms(_) => self.fetch_keys(conn).await?,
+            Scope::All(_) => {}
+        }
+        let Self { reading, scope, strips, keys, merge: Some(merge), page_events, .. } = self else { return Ok(()) };
         loop {
-            self.keys.extend(merge.take(self.page_events.saturating_sub(self.keys.len())));
-            let Some(question) = merge.question().filter(|_| self.keys.len() < self.page_events) else { return Ok(()) };
-            let statement = sqlx::query(NUMBERS).bind(&question.xacts).bind(&question.afters).bind(question.each);
-            let row = statement.fetch_one(&mut *conn).await?;
-            self.check(&row)?;
+            keys.extend(merge.take(page_events.saturating_sub(keys.len())));
+            if keys.len() >= *page_events {
+                return Ok(());
+            }
+            let Some(question) = merge.question() else { return Ok(()) };
+            let row = match scope {
+                Scope::All(_) => {
+                    let statement = sqlx::query(NUMBERS).bind(&question.strands).bind(&question.afters);
+                    statement.bind(question.each).fetch_one(&mut *conn).await?
+                }
+                Scope::Rooms(_) => strips::ask(&mut *conn, strips, &question).await?,
+            };
+            check(reading, &row)?;
             let (nths, seqs): (Vec<i64>, Vec<i64>) = (row.try_get("nths")?, row.try_get("seqs")?);
             merge.answer(&question, &nths, &seqs);
         }
     }
 
-    /// Gets to know the numbers of the next pages.
+    /// Gets to know all numbers of the rooms' events, or the first ones and where the others are.
     async fn fetch_keys(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
-        if let (true, Some(after)) = (self.keys.is_empty(), self.keys_after) {
-            self.after = after;
-            let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
-            let more = i64::try_from(keys.len()).is_ok_and(|n| n == KEYS_MAX);
-            self.keys_after = keys.last().copied().filter(|_| more);
-            self.keys = keys.into();
+        if self.is_known {
+            return Ok(());
         }
+        let keys = self.keys(conn, i64::MAX, KEYS_MAX).await?;
+        if let Some(last) = keys.last().filter(|_| i64::try_from(keys.len()).is_ok_and(|n| n == KEYS_MAX)) {
+            self.strips = self.strips(conn, *last).await?;
+            self.merge = Some(Merge::of_strips(self.strips.iter().map(Strip::extent)));
+        }
+        (self.keys, self.is_known) = (keys.into(), true);
         Ok(())
+    }
+
+    async fn strips(&self, conn: &mut PgConnection, after: i64) -> Result<Vec<Strip>, LogError> {
+        let Scope::Rooms(rooms) = &self.scope else { return Err(LogError::Broken("only rooms have strips")) };
+        let (lo, hi) = bounds(&self.ranges);
+        let statement = sqlx::query(STRIPS).bind(lo).bind(hi).bind(rooms).bind(after).bind(STRIP_EVENTS).bind(i64::MAX);
+        let rows = statement.fetch_all(conn).await?;
+        let first = rows.first().ok_or(LogError::Broken("crewcast.log has no row"))?;
+        self.check(first)?;
+        let is_none = first.try_get::<Option<i64>, _>("least")?.is_none();
+        let rows = if is_none { &[] } else { rows.as_slice() };
+        Ok(rows.iter().map(Strip::from_row).collect::<sqlx::Result<_>>()?)
     }
 
     async fn page_of_keys(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
@@ -270,11 +299,8 @@ impl Reader {
         // Only now: a page that Postgres did not answer for is asked for again.
         self.keys.drain(..events.len());
         let events = events.into_iter().filter(|event| self.wants(event)).collect();
-        let is_known = match &self.merge {
-            Some(merge) => merge.is_done(),
-            None => self.keys_after.is_none(),
-        };
-        Ok(Page { events, last: self.keys.is_empty() && is_known })
+        let is_all = self.merge.as_ref().is_none_or(Merge::is_done);
+        Ok(Page { events, last: self.keys.is_empty() && is_all })
     }
 
     /// Cuts a page to the payload that it may hold, and says how many events the next one asks for.
@@ -319,15 +345,20 @@ impl Reader {
     }
 
     fn check(&self, row: &PgRow) -> Result<(), LogError> {
-        let floor: Snapshot = row.try_get::<&str, _>("floor")?.parse().map_err(|_| LogError::Broken("no floor"))?;
-        if row.try_get::<&str, _>("epoch")? != self.reading.epoch().as_str() {
-            return Err(LogError::Foreign);
-        }
-        if !self.reading.from().includes(&floor) {
-            return Err(LogError::TooOld);
-        }
-        Ok(())
+        check(&self.reading, row)
     }
+}
+
+/// Whether the log that a row is from still holds all that a read promises.
+fn check(reading: &Reading, row: &PgRow) -> Result<(), LogError> {
+    let floor: Snapshot = row.try_get::<&str, _>("floor")?.parse().map_err(|_| LogError::Broken("no floor"))?;
+    if row.try_get::<&str, _>("epoch")? != reading.epoch().as_str() {
+        return Err(LogError::Foreign);
+    }
+    if !reading.from().includes(&floor) {
+        return Err(LogError::TooOld);
+    }
+    Ok(())
 }
 
 /// The event with this number, its payload whole.

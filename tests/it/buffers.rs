@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use crewcast::log::{
-    self, BODIES, FRESH_MAX, KEYS, LOOKED_MAX, NOW, NUMBERS, OF_KINDS, PAGE_MAX, Reader, Reading, Scope, Snapshot,
-    TRANSACTIONS,
+    self, BODIES, FRESH_MAX, KEYS, LOOKED_MAX, NOW, NUMBERS, OF_KINDS, PAGE_MAX, Reader, Reading, STRIP, STRIPS, Scope,
+    Snapshot, TRANSACTIONS,
 };
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
@@ -22,9 +22,14 @@ async fn reader(url: &str) -> PgConnection {
     sql(&mut conn, &format!("prepare transactions (bigint, bigint[], bigint, bigint) as {TRANSACTIONS}")).await;
     sql(&mut conn, &format!("prepare kinds (bigint, bigint[], text[], bigint, bigint) as {OF_KINDS}")).await;
     sql(&mut conn, &format!("prepare numbers (bigint[], bigint[], bigint) as {NUMBERS}")).await;
+    let strips = "bigint[], bigint[], text[], bigint, bigint, bigint";
+    sql(&mut conn, &format!("prepare strips ({strips}) as {STRIPS}")).await;
+    let strip = "bigint[], bigint[], bigint[], bigint[], bigint[]";
+    sql(&mut conn, &format!("prepare strip ({strip}) as {STRIP}")).await;
     let range = std::slice::from_ref(&(1..2));
-    let calls =
-        [now(range), keys(range, "topic:quiet", 1), bodies(&[1]), transactions(&[1]), numbers(&[1]), kinds(&[1])];
+    let of_rooms = [keys(range, "topic:quiet", 1), strips_of(range, "a"), strip_of("a", (1, 1), 2)];
+    let of_all = [now(range), bodies(&[1]), transactions(&[1]), numbers(&[1]), kinds(&[1])];
+    let calls = of_rooms.into_iter().chain(of_all);
     for call in calls {
         sql(&mut conn, &format!("execute {call}")).await;
     }
@@ -57,6 +62,17 @@ fn bodies(seqs: &[i64]) -> String {
 
 fn transactions(xacts: &[i64]) -> String {
     format!("transactions(65536, {}, 0, {PAGE_MAX})", list(xacts.iter().copied()))
+}
+
+fn strips_of(ranges: &[Range<u64>], room: &str) -> String {
+    let (lo, hi) = bounds(ranges);
+    format!("strips({lo}, {hi}, '{{{room}}}', 0, 4096, {})", i64::MAX)
+}
+
+/// So many events of a room from this one on, which is a transaction and a number.
+fn strip_of(room: &str, (xact, seq): (i64, i64), events: i64) -> String {
+    let columns = [xact, seq, events, 0].map(|value| list([value])).join(", ");
+    format!("strip(array[hashtextextended('{room}', 0)], {columns})")
 }
 
 fn numbers(xacts: &[i64]) -> String {
@@ -200,6 +216,11 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
         touches(&mut conn, &numbers(&fresh), 3000).await;
         let many: Vec<i64> = (90_000..94_096).collect();
         touches(&mut conn, &numbers(&many), 20_000).await;
+        // The index of a million events, and of it a few thousand.
+        touches(&mut conn, &strips_of(&seen.minus(&empty), "topic:hot"), 20_000).await;
+        touches(&mut conn, &strips_of(&seen.minus(&empty), "topic:quiet"), 300).await;
+        touches(&mut conn, &strip_of("topic:hot", (100_000, 299_999), 4096), 300).await;
+        touches(&mut conn, &strip_of("topic:hot", (OFFSET, EVENTS + 30_000), 4096), 300).await;
     }
 }
 
@@ -233,19 +254,58 @@ async fn a_transaction_of_many_events_is_not_looked_through_for_what_some_of_the
     );
 }
 
-/// How often the index of the transactions' events was asked, and how much it said.
-async fn asked(conn: &mut PgConnection) -> (i64, i64) {
+/// How often an index was asked, and how much it said.
+async fn asked(conn: &mut PgConnection, index: &str) -> (i64, i64) {
     sql(conn, "select pg_stat_force_next_flush()").await;
-    let statement = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = 'events_by_xact'";
-    sqlx::query_as(statement).fetch_one(conn).await.unwrap()
+    let statement = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = $1";
+    sqlx::query_as(statement).bind(index).fetch_one(conn).await.unwrap()
+}
+
+/// The numbers of all that there is to read, in order.
+async fn read(reader: &mut Reader, conn: &mut PgConnection) -> Vec<i64> {
+    let mut read = Vec::new();
+    loop {
+        let page = reader.page(conn).await.unwrap();
+        read.extend(page.events.iter().map(|event| event.seq));
+        if page.last {
+            return read;
+        }
+    }
+}
+
+/// A read of all transactions up to an id, of a log that was adopted: this cluster's own are all above it.
+async fn from_the_beginning(conn: &mut PgConnection, xmax: u64) -> Reading {
+    sql(conn, &format!("update crewcast.cluster set ofs = {xmax}, written = pg_current_xact_id()::xid")).await;
+    let to = Snapshot::from_parts(xmax, Vec::new()).unwrap();
+    Reading::new(log::look(conn, &[]).await.unwrap().on_disk().epoch, Snapshot::empty(), to).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_read_of_a_room_goes_through_its_index_three_times_however_long_it_is() {
+    const EVENTS: i64 = 250_000;
+    let url = database().await;
+    let mut conn = connect(&url).await;
+    // One transaction was open all the time, and each tenth event is in another room as well.
+    fill(&mut conn, 1..EVENTS + 1, "'topic:hot'", "(case when seq % 1000 = 0 then 500 else 1000 + seq / 2 end)").await;
+    let other = "insert into crewcast.event_rooms select hashtextextended('topic:other', 0), xact, seq from crewcast.events where seq % 10 = 0";
+    sql(&mut conn, other).await;
+    sql(&mut conn, "update crewcast.events set rooms = '{topic:hot,topic:other}' where seq % 10 = 0").await;
+    sql(&mut conn, "vacuum analyze crewcast.events, crewcast.event_rooms").await;
+    let reading = from_the_beginning(&mut conn, 1_000_000).await;
+    let rooms = ["topic:hot", "topic:other"].map(str::to_owned);
+    let mut reader = Reader::resume(reading, 100, Scope::Rooms(rooms.to_vec()), 65_536);
+    let before = asked(&mut conn, "event_rooms_pkey").await;
+    let numbers = read(&mut reader, &mut conn).await;
+    assert!(numbers.iter().copied().eq(101..=EVENTS), "{} of {EVENTS}", numbers.len());
+    let after = asked(&mut conn, "event_rooms_pkey").await;
+    let said = after.1 - before.1;
+    assert!(said <= 3 * (EVENTS + EVENTS / 10), "{said}");
 }
 
 #[tokio::test]
 async fn catching_up_asks_for_each_transaction_and_each_event_about_once_however_many_there_are() {
     let url = database().await;
     let mut conn = connect(&url).await;
-    // A log that was adopted: all ids here are below those of this cluster.
-    sql(&mut conn, "update crewcast.cluster set ofs = 100000, written = pg_current_xact_id()::xid").await;
     let mut seq = 1;
     // Many small ones, few large ones, and both, each the other way round as well.
     for (first, xact, transactions, events) in [
@@ -262,20 +322,12 @@ async fn catching_up_asks_for_each_transaction_and_each_event_about_once_however
             .await
             .unwrap();
         assert!(fresh.len().abs_diff(transactions) <= 1, "{} of {transactions}", fresh.len());
-        let to = Snapshot::from_parts(100_000, Vec::new()).unwrap();
-        let epoch = log::look(&mut conn, &[]).await.unwrap().on_disk().epoch;
-        let mut reader = Reader::new(Reading::new(epoch, Snapshot::empty(), to).unwrap(), Scope::All(fresh), 65_536);
-        let before = asked(&mut conn).await;
-        let mut read = Vec::new();
-        loop {
-            let page = reader.page(&mut conn).await.unwrap();
-            read.extend(page.events.iter().map(|event| event.seq));
-            if page.last {
-                break;
-            }
-        }
-        assert!(read.iter().copied().eq(seq..seq + events), "{xact}: {} of {events}", read.len());
-        let after = asked(&mut conn).await;
+        let reading = from_the_beginning(&mut conn, 100_000).await;
+        let mut reader = Reader::new(reading, Scope::All(fresh), 65_536);
+        let before = asked(&mut conn, "events_by_xact").await;
+        let numbers = read(&mut reader, &mut conn).await;
+        assert!(numbers.iter().copied().eq(seq..seq + events), "{xact}: {} of {events}", numbers.len());
+        let after = asked(&mut conn, "events_by_xact").await;
         let (asked, said) = (after.0 - before.0, after.1 - before.1);
         println!("{xact}: asked {asked}, said {said}");
         let most = transactions as i64 + events / 4;
