@@ -44,7 +44,7 @@ use crate::{
         presence::{self, Keeper, PresenceSettings},
     },
     ids::NodeKey,
-    log::epoch::Failover,
+    log::{epoch::Failover, named},
     metrics::Metrics,
     tasks::Tasks,
     web::IdempotencyTtl,
@@ -437,6 +437,7 @@ fn sweeps(config: &Config) -> Vec<Sweep> {
         session::sweep(),
         presence::sweep(config.limits.presence_lease),
         bus::sweep(),
+        Sweep { statement: named::SWEEP, age: named::KEPT_MIN },
     ];
     others.into_iter().chain(alerts).collect()
 }

@@ -28,7 +28,7 @@ pub use self::sweep::{Sweep, keep_sweeping};
 use self::{disk::Disk, reach::Reach};
 use crate::{
     error::Error,
-    log::{self, NewEvent, Position},
+    log::{self, NewEvent, Position, Snapshot, named},
 };
 
 /// How long a request waits for a connection before it is told to come back.
@@ -114,7 +114,20 @@ impl Db {
         self.breaker()?;
         let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
         let cursor = self.now(&mut tx, &[]).await?.position();
+        self.name(&[cursor.base()]).await?;
         Ok(Read { tx, cursor })
+    }
+
+    /// Makes sure that ids can name these sets, where they are too long to be written out. It is written by itself: whoever
+    /// reads them does not write.
+    ///
+    /// # Errors
+    /// When Postgres does not answer.
+    pub async fn name(&self, sets: &[&Snapshot]) -> Result<(), Error> {
+        if sets.iter().any(|set| set.name().is_some()) {
+            named::keep(&mut *self.acquire_own().await?, sets).await?;
+        }
+        Ok(())
     }
 
     /// A connection for statements that each stand alone.

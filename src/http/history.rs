@@ -14,7 +14,7 @@ use crate::{
     auth::Caller,
     error::{Code, Error, Result},
     ids::Room,
-    log::{self, Event, Position, Reader, Reading, Scope, Snapshot, retention},
+    log::{self, Event, Position, Reader, Reading, Scope, Snapshot, named, position::ParseError, retention},
     web::{self, List, Page, PathArg, Plain, Query, Seen},
 };
 
@@ -109,11 +109,13 @@ pub(super) async fn read_room(
     let to = read.cursor().clone();
     let from = beginning(&mut read, &page, &to).await?;
     let bytes_max = app.config.limits.event_bytes_max;
-    let mut history = History { scope: Scope::Rooms(vec![room.to_string()]), bytes_max, at: from, to };
+    let (scope, said) = (Scope::Rooms(vec![room.to_string()]), Vec::new());
+    let mut history = History { scope, bytes_max, at: from, to, said };
     let mut items = Vec::new();
     while items.len() < page.limit as usize && history.at != history.to {
         history.stretch(&mut read, page.limit as usize, &mut items).await?;
     }
+    app.db.name(&history.said.iter().collect::<Vec<_>>()).await?;
     let next_cursor = (history.at != history.to).then(|| history.at.to_string());
     Ok(Seen::at(&read, List { items, next_cursor }))
 }
@@ -123,8 +125,12 @@ async fn beginning(conn: &mut PgConnection, page: &Page, to: &Position) -> Resul
     let Some(after) = &page.after else {
         return Ok(Position::settled(to.epoch().clone(), log::floor(conn).await?));
     };
-    let after: Position =
-        after.parse().map_err(|error| Error::new(Code::InvalidQuery, format!("after is not a cursor: {error}.")))?;
+    let after: Position = match after.parse() {
+        Err(ParseError::Named) => named::find(conn, after)
+            .await?
+            .map_err(|_| Error::new(Code::CursorNotResumable, "The cursor is older than what the log still holds."))?,
+        parsed => parsed.map_err(|error| Error::new(Code::InvalidQuery, format!("after is not a cursor: {error}.")))?,
+    };
     if after.epoch() != to.epoch() || !to.includes(after.reach()) {
         return Err(Error::new(Code::CursorNotResumable, "The cursor is not one of this log's."));
     }
@@ -137,12 +143,15 @@ struct History {
     bytes_max: u64,
     at: Position,
     to: Position,
+    /// The sets that the items' positions are made of.
+    said: Vec<Snapshot>,
 }
 
 impl History {
     /// Adds events up to `limit` items from the next stretch: to the end if little is left, else to a noted position.
     async fn stretch(&mut self, conn: &mut PgConnection, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<()> {
         let mut reader = self.reader(conn).await?;
+        self.said.extend([reader.reading().from().clone(), reader.reading().to().clone()]);
         loop {
             let page = reader.page(conn).await?;
             let end = page.events.len();

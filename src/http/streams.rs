@@ -113,8 +113,10 @@ pub(super) async fn do_move(
     leave: Vec<Room>,
     after: Option<String>,
 ) -> Result<Value> {
-    let after = after.map(|after| after.parse::<Position>()).transpose();
-    let after = after.map_err(|_| Error::new(Code::CursorNotResumable, "after is not a cursor of this log."))?;
+    let after = match after {
+        Some(text) => Some(app.hub.after(&text).await?),
+        None => None,
+    };
     let leave: Vec<String> = leave.iter().map(Room::to_string).collect();
     let mut moved =
         if join.is_empty() { RoomsChanged::default() } else { join_rooms(app, stream, &join, &leave, after).await? };

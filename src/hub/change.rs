@@ -137,6 +137,14 @@ pub(super) enum Missed {
 }
 
 impl Hub {
+    /// The position that a client wants to join rooms from.
+    ///
+    /// # Errors
+    /// 409 when it is none of this log's, 503 when Postgres does not say.
+    pub async fn after(&self, text: &str) -> Result<Position> {
+        self.position(text).await?.map_err(not_resumable)
+    }
+
     /// Puts a stream into rooms; those of before stay. With `after`, the rooms' events since then come first. The stream
     /// says so with `stream:rooms`, as what is returned does.
     ///

@@ -6,7 +6,12 @@ use tokio_stream::Stream;
 
 use super::{Hub, Live, frames::Reset, ring::Delivery};
 use crate::{
-    log::{LogError, Page, Position, Reader},
+    error::Error,
+    log::{
+        LogError, Page, Position, Reader,
+        named::{self, NoPosition},
+        position::ParseError,
+    },
     metrics::Gauge,
 };
 
@@ -88,6 +93,21 @@ fn chapter(reader: &Reader, page: Page) -> Chapter {
 }
 
 impl Hub {
+    /// The position that a client's text means. Postgres is asked only for what the text has but a name of.
+    pub(super) async fn position(&self, text: &str) -> Result<Result<Position, Reset>, Error> {
+        match text.parse() {
+            Ok(at) => Ok(Ok(at)),
+            Err(ParseError::Named) => {
+                let found = self.read_log(async |conn| named::find(conn, text).await).await?;
+                Ok(found.map_err(|none| match none {
+                    NoPosition::Malformed => Reset::Malformed,
+                    NoPosition::TooOld => Reset::TooOld,
+                }))
+            }
+            Err(_) => Ok(Err(Reset::Malformed)),
+        }
+    }
+
     /// Reads history from Postgres, when it is this stream's turn.
     pub(super) async fn read_log<T>(
         &self,

@@ -1,6 +1,7 @@
 //! The pump: the one task of a node that reads the log as it grows.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -18,7 +19,7 @@ use crate::{
     log::{
         self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
-        retention,
+        named, retention,
     },
     metrics::Metrics,
 };
@@ -114,6 +115,7 @@ impl Pump {
             tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
         }
         let now = db.now(&mut conn, &[]).await?;
+        named::keep(&mut conn, &[&now.snapshot]).await?;
         let last = now.position();
         let hub = Hub::new(db.clone(), hub, metrics, now, warden);
         let patience = Patience::default();
@@ -169,7 +171,7 @@ impl Pump {
         let bell = self.db.bell();
         loop {
             let asked = self.hub.asked.load(Ordering::SeqCst);
-            let now = self.within(self.db.now(&mut conn, &self.last.base().beyond())).await?;
+            let now = self.now(&mut conn, &self.last.base().beyond()).await?;
             self.advance(&mut conn, now, asked).await?;
             self.patience.is_rewarded();
             within(self.mark(&mut conn)).await?;
@@ -258,7 +260,7 @@ impl Pump {
     async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let Some((to, after)) = self.last.rest() else { return Ok(()) };
         let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
-        let now = self.within(self.db.now(conn, &to.minus(&from))).await?;
+        let now = self.now(conn, &to.minus(&from)).await?;
         if now.epoch != epoch {
             return Ok(());
         }
@@ -276,7 +278,7 @@ impl Pump {
     /// Gives up a read whose beginning the log has let go.
     async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
         let asked = self.hub.asked.load(Ordering::SeqCst);
-        let now = self.within(self.db.now(conn, &[])).await?;
+        let now = self.now(conn, &[]).await?;
         if now.epoch == *self.last.epoch() {
             self.jump(conn, &now, asked).await?;
         }
@@ -378,6 +380,15 @@ impl Pump {
                 return;
             }
         }
+    }
+
+    /// The log now. Ids may name all of it.
+    async fn now(&self, conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Now, LogError> {
+        let now = self.within(self.db.now(conn, ranges)).await?;
+        if now.snapshot != *self.last.base() {
+            self.within(named::keep(conn, &[&now.snapshot])).await?;
+        }
+        Ok(now)
     }
 
     async fn page(&self, reader: &mut Reader, conn: &mut PgConnection) -> Result<Page, LogError> {

@@ -81,7 +81,10 @@ pub(super) fn out_of_reach() -> Error {
 /// Where a stream begins, and the tail that it is attached to.
 pub(super) async fn judge(seat: &Seat, last_event_id: Option<&str>) -> Result<(Arc<Tail>, Start), Error> {
     let Some(text) = last_event_id else { return Ok((seat.begin(), Start::Live)) };
-    let Ok(at) = text.parse::<Position>() else { return Ok((seat.begin(), Start::Reset(Reset::Malformed))) };
+    let at = match seat.hub.position(text).await? {
+        Ok(at) => at,
+        Err(reset) => return Ok((seat.begin(), Start::Reset(reset))),
+    };
     if !seat.hub.reaches(&at) {
         // Another node, or a read of the state, was faster than our pump.
         timeout(CATCH_UP_TIMEOUT, seat.hub.catch_up()).await.map_err(|_| out_of_reach())?;

@@ -76,6 +76,7 @@
 pub mod epoch;
 pub mod event;
 mod merge;
+pub mod named;
 pub mod position;
 mod read;
 pub mod retention;

@@ -14,7 +14,8 @@
 //! - A read from `A` to `B` delivers in `seq` order. Inside it, after the event `k`, a reader has seen `A`, and of `B` what
 //!   has `seq <= k`; after its last event, plain `B`.
 //!
-//! The text is `{epoch}-{A}` or `{epoch}-{A}~{B}~{k}`, for each position exactly one; `A` and `B` as [`Snapshot`] has them.
+//! The text is `{epoch}-{A}` or `{epoch}-{A}~{B}~{k}`, for each position exactly one; `A` and `B` as [`Snapshot`] has them,
+//! or where that is longer than [`SET_BYTES_MAX`], a `.` and the set's name (see [`named`](super::named)).
 
 mod snapshot;
 mod text;
@@ -25,8 +26,8 @@ pub(crate) mod tests;
 use std::{borrow::Cow, fmt, str::FromStr, sync::Arc};
 
 pub use snapshot::{LogAhead, NotASet, NotASnapshot, RawSnapshot, Snapshot};
-pub use text::{ParseError, TEXT_BYTES_MAX};
-use text::{whole_number, write_number};
+use text::{NAMED, is_name, whole_number, write_number};
+pub use text::{ParseError, SET_BYTES_MAX, TEXT_BYTES_MAX};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type},
@@ -163,28 +164,64 @@ impl ToSchema for Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Extent::Settled { epoch, seen } => write!(f, "{epoch}-{seen}"),
+            Extent::Settled { epoch, seen } => write!(f, "{epoch}-{}", InId(seen)),
             Extent::Within { reading, k } => reading.write_id(f, *k),
         }
     }
 }
 
-/// Takes exactly what [`Display`](fmt::Display) writes, up to [`TEXT_BYTES_MAX`].
+/// A set as ids have it.
+struct InId<'a>(&'a Snapshot);
+
+impl fmt::Display for InId<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.name() {
+            None => self.0.fmt(f),
+            Some(name) => write!(f, "{NAMED}{name}"),
+        }
+    }
+}
+
+/// The names that a text has in place of sets.
+pub(super) fn names(text: &str) -> Vec<&str> {
+    let (_, sets) = text.split_once('-').filter(|_| text.len() <= TEXT_BYTES_MAX).unwrap_or_default();
+    sets.split('~').filter_map(|set| set.strip_prefix(NAMED)).filter(|name| is_name(name)).collect()
+}
+
+/// Takes what [`Display`](fmt::Display) writes, where it has no name.
 impl FromStr for Position {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
+        Self::parse(text, |_| None)
+    }
+}
+
+impl Position {
+    /// Takes exactly what [`Display`](fmt::Display) writes, up to [`TEXT_BYTES_MAX`]. `find` says which set has a name.
+    ///
+    /// # Errors
+    /// [`ParseError::Named`] when it does not know one.
+    pub fn parse(text: &str, find: impl Fn(&str) -> Option<Snapshot>) -> Result<Self, ParseError> {
         if text.len() > TEXT_BYTES_MAX {
             return Err(ParseError::TooLong);
         }
         let (epoch, sets) = text.split_once('-').ok_or(ParseError::Parts)?;
         let epoch = epoch.parse()?;
+        let set = |text: &str| match text.strip_prefix(NAMED) {
+            Some(name) if is_name(name) => {
+                let found = find(name).filter(|set| set.name().is_some_and(|own| own == name));
+                found.ok_or(ParseError::Named)
+            }
+            None if text.len() > SET_BYTES_MAX => Err(ParseError::TooLong),
+            _ => text.parse(),
+        };
         let mut parts = sets.split('~');
         match [parts.next(), parts.next(), parts.next(), parts.next()] {
-            [Some(seen), None, ..] => Ok(Self::settled(epoch, seen.parse()?)),
+            [Some(seen), None, ..] => Ok(Self::settled(epoch, set(seen)?)),
             [Some(a), Some(b), Some(k), None] => {
                 let k = i64::try_from(whole_number(k)?).map_err(|_| ParseError::Number)?;
-                Self::within(epoch, a.parse()?, b.parse()?, k).map_err(|NotARead| ParseError::Read)
+                Self::within(epoch, set(a)?, set(b)?, k).map_err(|NotARead| ParseError::Read)
             }
             _ => Err(ParseError::Parts),
         }
@@ -220,7 +257,7 @@ impl Reading {
         if a == b || !b.includes(&a) {
             return Err(NotARead);
         }
-        let prefix = format!("{epoch}-{a}~{b}~");
+        let prefix = format!("{epoch}-{}~{}~", InId(&a), InId(&b));
         Ok(Self(Arc::new(Read { epoch, a, b, prefix })))
     }
 

@@ -2,11 +2,14 @@
 
 use std::{fmt, ops::Range, str::FromStr, sync::Arc};
 
-use super::text::{NUMBER_MAX, ParseError, take_number, write_number};
+use super::text::{NUMBER_MAX, ParseError, SET_BYTES_MAX, name, take_number, write_number};
 
 /// No id reaches this one: where what lies beyond a snapshot ends. Ids are 1 up to here, so that `end` of a range of ids is
 /// a `bigint`, too.
 const IDS_END: u64 = NUMBER_MAX;
+
+/// No open range takes more of a text: two numbers of 63 bits. Neither does `xmax`.
+const RANGE_BYTES_MAX: usize = 26;
 
 /// The set of the transactions that were seen at one moment: all ids below `xmax` but the open ones.
 ///
@@ -66,6 +69,16 @@ impl Snapshot {
     /// The ids below `xmax` that are not in the set: ascending, neither empty nor touching, all below `xmax - 1`.
     pub fn open(&self) -> &[Range<u64>] {
         &self.open
+    }
+
+    /// The name that ids have for it, if its text is too long for them.
+    pub fn name(&self) -> Option<String> {
+        // The text of a few ranges is short, however large their numbers are.
+        if self.open.len() < SET_BYTES_MAX / RANGE_BYTES_MAX {
+            return None;
+        }
+        let text = self.to_string();
+        (text.len() > SET_BYTES_MAX).then(|| name(&text))
     }
 
     /// Whether transaction `xact` was seen.

@@ -114,21 +114,55 @@ fn other_texts_are_refused() {
         ("k3f9-L~K~B", ParseError::Read),
         ("k3f9-K~LCA~B", ParseError::Read),
         ("k3f9-K~L~A", ParseError::Read),
+        // Names, and what can be none.
+        ("k3f9-.", ParseError::Number),
+        ("k3f9-.ABCDEFGHIJKLMNOPQRSTU", ParseError::Number),
+        ("k3f9-.ABCDEFGHIJKLMNOPQRSTU.", ParseError::Number),
+        ("k3f9-.ABCDEFGHIJKLMNOPQRSTUV", ParseError::Named),
+        ("k3f9-K~.ABCDEFGHIJKLMNOPQRSTUV~B", ParseError::Named),
     ] {
         assert_eq!(text.parse::<Position>(), Err(error), "{text}");
     }
-    let longest = format!("k-{}", "gB".repeat(2047));
-    assert_eq!((longest.len(), longest.parse::<Position>()), (TEXT_BYTES_MAX, Err(ParseError::Runs)));
+    let longest = format!("k-{}", "gB".repeat(SET_BYTES_MAX / 2));
+    assert_eq!(longest.parse::<Position>(), Err(ParseError::Runs));
+    assert_eq!(format!("{longest}A").parse::<Position>(), Err(ParseError::TooLong));
+    let longest = "k~".repeat(TEXT_BYTES_MAX / 2);
+    assert_eq!(longest.parse::<Position>(), Err(ParseError::Parts));
     assert_eq!(format!("{longest}A").parse::<Position>(), Err(ParseError::TooLong));
 }
 
+/// A set with so many open ids that lie apart.
+fn scattered(open: u64) -> Snapshot {
+    let ids: Vec<_> = (1..=open).map(|place| 2 * place..2 * place + 1).collect();
+    set(2 * open + 2, &ids)
+}
+
 #[test]
-fn a_position_of_the_greatest_length_is_taken() {
-    let open: Vec<_> = (1..=2044).map(|place| 2 * place..2 * place + 1).collect();
-    let position = Position::settled("kk".parse().unwrap(), set(4090, &open));
-    let text = position.to_string();
-    assert_eq!(text.len(), 3 + 3 + 2 * 2044);
-    assert_eq!(text.parse(), Ok(position));
+fn a_set_that_is_too_long_for_an_id_has_a_name_and_all_others_are_written_out() {
+    // 4 characters for xmax, 2 for each open id.
+    let (longest, longer) = (scattered(998), scattered(999));
+    assert_eq!((longest.to_string().len(), longer.to_string().len()), (SET_BYTES_MAX - 1, SET_BYTES_MAX + 1));
+    assert_eq!(longest.name(), None);
+    let name = longer.name().unwrap();
+    assert_eq!(name.len(), 22);
+    let settled = |set: &Snapshot| Position::settled(epoch(), set.clone());
+    let known = |asked: &str| (asked == name).then(|| longer.clone());
+    assert_eq!(settled(&longest).to_string(), format!("k3f9-{longest}"));
+    assert_eq!(settled(&longest).to_string().parse(), Ok(settled(&longest)));
+    assert_eq!(settled(&longer).to_string(), format!("k3f9-.{name}"));
+    assert_eq!(settled(&longer).to_string().parse::<Position>(), Err(ParseError::Named));
+    assert_eq!(Position::parse(&settled(&longer).to_string(), known), Ok(settled(&longer)));
+    // No text but its own is taken for a set: neither it written out nor a name that stands for a short one.
+    assert_eq!(format!("k3f9-{longer}").parse::<Position>(), Err(ParseError::TooLong));
+    assert_eq!(Position::parse(&format!("k3f9-.{name}"), |_| Some(longest.clone())), Err(ParseError::Named));
+    let inside = Reading::new(epoch(), Snapshot::empty(), longer.clone()).unwrap().at(7);
+    assert_eq!(inside.to_string(), format!("k3f9-B~.{name}~H"));
+    assert_eq!(names(&inside.to_string()), [&name]);
+    assert_eq!(Position::parse(&inside.to_string(), known), Ok(inside));
+    let beyond = set(longer.xmax() + 7, longer.open());
+    let inside = Reading::new(epoch(), longer.clone(), beyond.clone()).unwrap().at(i64::MAX);
+    assert_eq!(names(&inside.to_string()), [name.clone(), beyond.name().unwrap()]);
+    assert!(inside.to_string().len() < 80);
 }
 
 #[test]
@@ -172,6 +206,27 @@ proptest! {
     fn a_text_is_read_back_as_the_position_it_was(position in any_position()) {
         let text = position.to_string();
         prop_assert_eq!(text.parse(), Ok(position));
+    }
+
+    #[test]
+    fn however_scattered_the_open_ids_are_a_text_fits_and_is_read_back(
+        lengths in prop::collection::vec((1_u64..1 << 20, 1_u64..1 << 20), 0..1500),
+        k in 1..=i64::MAX,
+    ) {
+        let (mut next, mut open) = (1, Vec::new());
+        for (length, seen) in lengths {
+            open.push(next..next + length);
+            next += length + seen;
+        }
+        let a = set(next + 1, &open);
+        let b = set(next + 70, &open.split_off(open.len() / 2));
+        let find = |name: &str| [&a, &b].into_iter().find(|set| set.name().is_some_and(|own| own == name)).cloned();
+        for position in [Position::settled(epoch(), a.clone()), Position::within(epoch(), a.clone(), b.clone(), k).unwrap()] {
+            let text = position.to_string();
+            prop_assert!(text.len() <= TEXT_BYTES_MAX);
+            prop_assert!(names(&text).len() <= 2);
+            prop_assert_eq!(Position::parse(&text, find), Ok(position));
+        }
     }
 
     #[test]

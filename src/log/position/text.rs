@@ -6,8 +6,19 @@
 
 use std::fmt;
 
+use sha2::{Digest as _, Sha256};
+
 /// The largest number of bytes that is parsed as a position. Proxies take headers of 8 KiB.
 pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// The largest text of a set in a position: two fit, with the epoch and a number. A longer one has a name.
+pub const SET_BYTES_MAX: usize = 2000;
+
+/// What stands before a name: no set's text has it.
+pub(super) const NAMED: char = '.';
+
+/// Characters of a name, six bits each.
+const NAME_CHARS: usize = 22;
 
 /// No number and no id is larger: they are stored as `bigint`.
 pub(super) const NUMBER_MAX: u64 = i64::MAX as u64;
@@ -41,6 +52,9 @@ pub enum ParseError {
     /// The runs lead below the first id, or the set ends before it.
     #[error("runs past the first id")]
     Runs,
+    /// A set is named that is not known here.
+    #[error("a set that is not known by its name")]
+    Named,
     /// `A~B~k` where `B` does not hold all of `A` and more, or `k` is 0.
     #[error("not inside a read")]
     Read,
@@ -82,6 +96,18 @@ pub(super) fn whole_number(text: &str) -> Result<u64, ParseError> {
     let mut rest = text.as_bytes();
     let number = take_number(&mut rest)?;
     rest.is_empty().then_some(number).ok_or(ParseError::Number)
+}
+
+/// The name of a text: 128 bits of its SHA-256.
+pub(super) fn name(text: &str) -> String {
+    let digest: [u8; 32] = Sha256::digest(text).into();
+    let bits = digest.iter().take(16).fold(0_u128, |bits, byte| (bits << 8) | u128::from(*byte));
+    (0..NAME_CHARS).map(|nth| digit((bits >> (6 * nth)) as u64 % 64)).collect()
+}
+
+/// Whether a text can be a name.
+pub(super) fn is_name(text: &str) -> bool {
+    text.len() == NAME_CHARS && text.bytes().all(|byte| value(byte).is_some())
 }
 
 fn digit(value: u64) -> char {

@@ -6,6 +6,7 @@
 mod crash;
 mod cursor;
 mod disk;
+mod named;
 mod reader;
 mod together;
 mod writer;
