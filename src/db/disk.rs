@@ -5,7 +5,7 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -48,8 +48,9 @@ impl Disk {
         }
     }
 
+    /// One value, set at once: nothing is half done when a panic comes.
     fn known(&self) -> MutexGuard<'_, Option<Position>> {
-        self.known.lock().expect("nothing panics while it holds a position")
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

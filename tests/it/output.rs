@@ -48,6 +48,10 @@ async fn ends_well(mut server: Process) {
 
 /// A request that logs a line is answered, a new stream opens, and an event arrives.
 async fn serves(server: &Process) {
+    timeout(PATIENCE, answers(server)).await.expect("nobody waits for the log");
+}
+
+async fn answers(server: &Process) {
     let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
     let nobody = Client::at(&server.address, "not.a.token");
     assert_eq!(nobody.send(Method::GET, "/v1/divisions", json!(null)).await.0, StatusCode::UNAUTHORIZED);
@@ -77,7 +81,8 @@ async fn a_reader_of_the_log_that_hangs_costs_lines_and_is_told_how_many() {
     let url = database().await;
     let server = Process::start_logging(&url, &["--drain-deadline=5s"], ALL, writer).await;
     let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
-    while ana.metrics().await["crewcast_log_lines_dropped_total"] == 0.0 {
+    let dropped = async || ana.metrics().await["crewcast_log_lines_dropped_total"];
+    while timeout(PATIENCE, dropped()).await.expect("nobody waits for the log") == 0.0 {
         serves(&server).await;
     }
     let reading = std::thread::spawn(move || {
