@@ -13,6 +13,7 @@ mod history;
 pub mod limit;
 pub mod openapi;
 mod origin;
+mod overdue;
 mod presence;
 mod probes;
 pub mod security;
@@ -26,12 +27,11 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
-    http::{HeaderValue, StatusCode, header::CONNECTION},
+    http::{HeaderValue, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
 };
 use tower::util::option_layer;
-use tower_http::timeout::TimeoutLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{limit::Limiters, security::Security};
@@ -74,8 +74,8 @@ pub fn router(app: App) -> Router {
 pub fn layered(streams: Router, others: Router, app: App) -> Router {
     let limits = &app.config.limits;
     let body_bytes_max = usize::try_from(limits.body_bytes_max).unwrap_or(usize::MAX);
-    let timeout = TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limits.request_timeout);
-    let inner = |routes| counted(routes, &app).layer(timeout).layer(from_fn(outlive));
+    let timeout = from_fn_with_state(limits.request_timeout, overdue::bound);
+    let inner = |routes| counted(routes, &app).layer(timeout.clone()).layer(from_fn(outlive));
     // The last layer is the outermost: a request passes them from the bottom up.
     inner(others)
         // Around limits, the timeout and panics, whose answers an `EventSource` must not get.

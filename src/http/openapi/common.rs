@@ -42,7 +42,7 @@ const ANSWERS: [(&str, &str, &str); 12] = [
          the session's cookie.",
     ),
     ("404", "NotFound", "`not_found`: there is none, or the caller may not read it."),
-    ("408", "Timeout", "`timeout`: the answer was not there within `request-timeout`."),
+    ("408", "Timeout", "`timeout`: the request had not arrived within `request-timeout`."),
     ("409", "InProgress", "`idempotency_in_progress`: the first request with this `Idempotency-Key` is still running."),
     ("413", "BodyTooLarge", "`body_too_large`: the body is larger than `body-bytes-max`."),
     ("415", "UnsupportedMediaType", "`unsupported_media_type`: the body is not declared as JSON."),
