@@ -69,6 +69,11 @@ pub fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Some(Command::Serve(config)) => serve::leave_the_shells_options(config),
+        Some(_) => {}
+        None => serve::leave_the_shells_options(&cli.config),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(run(cli));
     // What still runs, such as a look-up of a name that nobody answers, holds nobody up.

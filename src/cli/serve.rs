@@ -1,6 +1,6 @@
 //! `crewcast serve`: runs until a signal, and says first what to paste.
 
-use std::io;
+use std::{io, os::unix::process::CommandExt as _, process::Command};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -11,6 +11,19 @@ use crate::{
     config::Config,
     output,
 };
+
+/// What libpq's users add to every connection, and sqlx does as well: nothing else of `PG*` reaches a private Postgres.
+const OPTIONS: &str = "PGOPTIONS";
+
+/// Starts this process anew without `PGOPTIONS`, when Postgres is its own: the variable is for whichever Postgres the person at
+/// the terminal has in mind.
+pub(super) fn leave_the_shells_options(config: &Config) {
+    if config.database.database_url.is_none() && std::env::var_os(OPTIONS).is_some() {
+        let Ok(program) = std::env::current_exe() else { return };
+        let error = Command::new(program).args(std::env::args_os().skip(1)).env_remove(OPTIONS).exec();
+        output::stderr().say(format_args!("crewcast: {OPTIONS} stays set: {error}"));
+    }
+}
 
 /// Runs the server.
 pub(super) async fn run(config: Config) -> anyhow::Result<()> {

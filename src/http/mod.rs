@@ -27,7 +27,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, FromRequestParts as _, Request, State},
-    http::{HeaderValue, header::CONNECTION},
+    http::{HeaderValue, StatusCode, header::CONNECTION},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse as _, Response},
 };

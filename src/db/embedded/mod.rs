@@ -89,6 +89,7 @@ impl Embedded {
             .port(5432)
             .username("postgres")
             .database(DATABASE)
+            .application_name("crewcast")
             .ssl_mode(PgSslMode::Disable)
     }
 
