@@ -4,7 +4,7 @@ use std::{net::SocketAddr, ops::Deref, os::unix::fs::OpenOptionsExt as _, path::
 
 use anyhow::{Context as _, bail};
 use axum::extract::FromRef;
-use sqlx::{Connection as _, PgConnection, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{
     net::TcpSocket,
     sync::oneshot,
@@ -22,7 +22,7 @@ use crate::{
     bus::{self, Bus},
     config::{Config, Keys, Secret},
     db::{
-        self, Db, Sweep,
+        self, Conn, ConnectError, Db, Sweep,
         embedded::{self, Embedded},
     },
     domain::{
@@ -165,7 +165,8 @@ impl Server {
         migrate(&options).await?;
         let metrics = Arc::new(Metrics::default());
         metrics.postgres_connections_max.set(config.database.database_connections.into());
-        let db = Db::new(options, config.database.database_connections);
+        let connections = config.database.database_connections;
+        let db = Db::new(options, connections, config.limits.request_timeout, metrics.clone());
         let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let tasks = Tasks::new(stop.clone());
         // Of a start that fails the parts are to end, and have not died.
@@ -173,6 +174,7 @@ impl Server {
         if let Some(postgres) = &postgres {
             tasks.part("postgres", postgres.keep_watch(stop.clone()));
         }
+        tasks.part("postgres: watch", db.clone().watch(stop.clone()));
         let joins = Joins::start(db.clone(), join_settings(&config), &tasks, stop.clone());
         let (node, warden) = (NodeKey::random(), Arc::new(Rights(joins.clone())));
         let settings = hub_settings(&config, files, node);
@@ -262,9 +264,7 @@ impl Server {
         if !left.is_empty() {
             tracing::warn!(?left, "tasks were cut at the drain deadline");
         }
-        if timeout_at(deadline, self.app.db.close()).await.is_err() {
-            tracing::warn!("connections to Postgres were cut at the drain deadline");
-        }
+        self.app.db.close();
         if let Some(postgres) = self.postgres {
             let patience = deadline.saturating_duration_since(Instant::now()).max(POSTGRES_END);
             postgres.stop_within(patience).await;
@@ -379,18 +379,26 @@ async fn postgres(
 /// # Errors
 /// One line; it never shows the password.
 pub async fn migrate(options: &PgConnectOptions) -> anyhow::Result<()> {
-    let at = format!("Postgres at {}:{}", options.get_host(), options.get_port());
-    let conn = PgConnection::connect_with(options).await;
+    let migrated = db::migrate(&mut connect(options).await?).await;
+    let at = place(options);
+    migrated.map_err(|error| anyhow::anyhow!("{at}: the schema could not be brought up to date: {error}"))
+}
+
+/// Connects for a command, or for a start.
+///
+/// # Errors
+/// One line; it never shows the password.
+pub async fn connect(options: &PgConnectOptions) -> anyhow::Result<Conn> {
+    let at = place(options);
     // sqlx repeats the cause in its own words: the chain would say it twice.
-    let mut conn = conn.map_err(|error| anyhow::anyhow!("{at} (DATABASE_URL) cannot be reached: {error}"))?;
-    let version: i32 =
-        sqlx::query_scalar("select current_setting('server_version_num')::int").fetch_one(&mut conn).await?;
-    if version < 150_000 {
-        bail!("{at} is version {}: crewcast needs Postgres 15 or newer", version / 10_000);
-    }
-    let migrated = db::migrate(&mut conn).await;
-    migrated.map_err(|error| anyhow::anyhow!("{at}: the schema could not be brought up to date: {error}"))?;
-    Ok(conn.close().await?)
+    db::connect(options).await.map_err(|error| match error {
+        ConnectError::Db(error) => anyhow::anyhow!("{at} (DATABASE_URL) cannot be reached: {error}"),
+        ConnectError::Unfit(why) => anyhow::anyhow!("{at} (DATABASE_URL): {why}"),
+    })
+}
+
+fn place(options: &PgConnectOptions) -> String {
+    format!("Postgres at {}:{}", options.get_host(), options.get_port())
 }
 
 /// Takes the address without listening yet: that it is taken shows before anything was started.

@@ -179,6 +179,7 @@ metrics! {
     presence_statements: Counter = "Statements that wrote streams of this node: all that wait at a moment share one";
     typing: Gauge = "Fields that somebody types in, each counted once a person";
 
+    pump_connected: Gauge = "1 while the log is read, else 0";
     pump_reads: Counter = "Reads of the log that found something new";
     events: Counters = "Events routed, by type; custom ones together";
     deliveries: Counter = "Events handed to a stream's socket";
@@ -195,7 +196,12 @@ metrics! {
     postgres_reachable: Gauge = "1 while Postgres answers, else 0";
     postgres_connections: Gauge = "Connections to Postgres that are open";
     postgres_connections_idle: Gauge = "Connections to Postgres that nothing uses now";
-    postgres_connections_max: Gauge = "Connections to Postgres at most; more wait two seconds and are then told to come back";
+    postgres_connections_max: Gauge = "Connections to Postgres at most; more wait for almost two seconds and are then told to come back";
+    postgres_waiting: Gauge = "Those who wait for a connection to Postgres now";
+    postgres_not_acquired: Counter = "Times nobody had a connection to Postgres left for somebody in time, or it was out of reach";
+    postgres_given_up: Counter = "Connections to Postgres closed in the middle of a statement that nobody waited for any more, or that was not answered";
+    postgres_dead: Counter = "Connections to Postgres that were found dead when they were to be used";
+    postgres_outages: Counter = "Times Postgres was out of reach";
     resident_memory: Gauge in Bytes = "Memory that the process holds";
     log_lines_dropped: Counter = "Lines of the log that nobody read in time";
     panics: Counter = "Panics, in whatever task: bugs, of which the log has a line each";

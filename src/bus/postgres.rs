@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use sqlx::postgres::{PgConnectOptions, PgListener, PgNotification, PgPoolOptions};
+use sqlx::postgres::PgNotification;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until, timeout},
@@ -103,7 +103,7 @@ async fn send(db: &Db, bus: &Bus, batch: Vec<Letter>) -> sqlx::Result<()> {
     let letters = letters.map(|letter| (letter.to.map(NodeKey::to_sql), message(letter)));
     let (receivers, messages): (Vec<Option<i64>>, Vec<String>) = letters.unzip();
     let tell = sqlx::query(TELL).bind(CHANNEL).bind(bus.0.node.to_sql()).bind(&bells);
-    tell.bind(receivers).bind(messages).execute(&mut *db.acquire_own().await?).await?;
+    tell.bind(receivers).bind(messages).execute(&mut db.acquire_own().await?).await?;
     Ok(())
 }
 
@@ -122,7 +122,8 @@ pub(super) async fn listen(db: Db, bus: Bus, heard: mpsc::Sender<Come>, stop: Ca
 
 /// One connection's life.
 async fn hear(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<std::convert::Infallible> {
-    let mut listener = connected(db.options()).await?;
+    let mut listener = within(db.listener()).await?;
+    within(listener.listen(CHANNEL)).await?;
     bus.0.metrics.bus_connected.set(1);
     let mut lost = true;
     loop {
@@ -155,13 +156,6 @@ async fn hear(db: &Db, bus: &Bus, heard: &mpsc::Sender<Come>) -> sqlx::Result<st
         told.look_up(db, bus, heard).await?;
         sleep_until(next).await;
     }
-}
-
-async fn connected(options: &PgConnectOptions) -> sqlx::Result<PgListener> {
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(ANSWER_TIMEOUT);
-    let mut listener = within(PgListener::connect_with(&pool.connect_lazy_with(options.clone()))).await?;
-    within(listener.listen(CHANNEL)).await?;
-    Ok(listener)
 }
 
 async fn within<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
@@ -225,7 +219,7 @@ impl Told {
         let ids: Vec<i64> = self.letters.into_iter().collect();
         let mut conn = within(db.acquire_own()).await?;
         let letters = sqlx::query_as(READ).bind(ids).bind(bus.0.node.to_sql());
-        let letters = within(letters.fetch_all(&mut *conn)).await?;
+        let letters = within(letters.fetch_all(&mut conn)).await?;
         letters.into_iter().filter_map(|letter| open(bus, letter)).for_each(|come| say(bus, heard, Some(come)));
         Ok(())
     }

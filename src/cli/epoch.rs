@@ -1,10 +1,9 @@
 //! `crewcast epoch`: shows the log's epoch, or begins a new one after a restore that nothing else could notice.
 
 use clap::{Args, Subcommand};
-use sqlx::{Connection as _, PgConnection};
 
 use super::{migrate, print};
-use crate::{config::Secret, log::epoch};
+use crate::{app, config::Secret, log::epoch};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -23,7 +22,7 @@ enum Command {
 
 /// Shows or renews.
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let mut conn = PgConnection::connect_with(&migrate::options(arguments.database_url)?).await?;
+    let mut conn = app::connect(&migrate::options(arguments.database_url)?).await?;
     let identity = epoch::identity(&mut conn).await?;
     let said = match arguments.command {
         None => format!(
@@ -32,6 +31,5 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ),
         Some(Command::New) => format!("epoch {}\n", epoch::renew(&mut conn, &identity.epoch).await?),
     };
-    conn.close().await?;
     print(&said)
 }

@@ -9,21 +9,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::PgConnection;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{interval, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Db;
+use super::{Conn, Db};
 use crate::{
     error::{Code, Error, Result},
     tasks::Tasks,
 };
-
-/// How often a statement under way looks whether Postgres is still there.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What bounds a desk.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +50,7 @@ pub trait Clerk: Send + 'static {
     /// Answers all of these in their order, by one statement.
     fn answer(
         &mut self,
-        conn: &mut PgConnection,
+        conn: &mut Conn,
         questions: &[Self::Question],
     ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
 }
@@ -141,14 +137,7 @@ impl<C: Clerk> Service<C> {
                 continue;
             }
             let read = match conn {
-                Ok(mut conn) => {
-                    let read = self.read(&mut conn, &questions).await;
-                    if read.is_err() {
-                        // It may be in the middle of an answer that never comes.
-                        conn.close_on_drop();
-                    }
-                    read
-                }
+                Ok(mut conn) => self.read(&mut conn, &questions).await,
                 Err(error) => Err(error),
             };
             hand_out(answers, read);
@@ -169,22 +158,13 @@ impl<C: Clerk> Service<C> {
         batch
     }
 
-    /// Reads for the whole batch, or gives up when Postgres is out of reach or nobody waits any more.
-    async fn read(&mut self, conn: &mut PgConnection, questions: &[C::Question]) -> Result<Vec<C::Answer>> {
+    /// Reads for the whole batch, or gives up when nobody waits any more.
+    async fn read(&mut self, conn: &mut Conn, questions: &[C::Question]) -> Result<Vec<C::Answer>> {
         let answer = timeout(self.settings.statement_timeout, self.clerk.answer(conn, questions));
         tokio::select! {
             answers = answer => answers.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer."))),
-            () = lost(&self.db) => Err(Error::unavailable("The database is out of reach.")),
             () = self.stop.cancelled() => Err(Error::draining()),
         }
-    }
-}
-
-/// Ends when Postgres is out of reach: a connection that went silent would say so only after minutes.
-async fn lost(db: &Db) {
-    let mut look = interval(LOOK_EVERY);
-    while db.is_reachable() {
-        look.tick().await;
     }
 }
 

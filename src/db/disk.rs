@@ -9,9 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::PgConnection;
-
-use super::Db;
+use super::{Conn, Db};
 use crate::log::{
     self, Event, LogError, Now, Position,
     wal::{self, Lsn},
@@ -59,7 +57,7 @@ impl Db {
     ///
     /// # Errors
     /// As [`log::look`].
-    pub async fn now(&self, conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Now, LogError> {
+    pub async fn now(&self, conn: &mut Conn, ranges: &[Range<u64>]) -> Result<Now, LogError> {
         let seen = log::look(conn, ranges).await?;
         if let Some(up_to) = seen.waits_for()
             && !self.disk.has(&seen.peek().position())
@@ -75,7 +73,7 @@ impl Db {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn event(&self, conn: &mut PgConnection, seq: i64) -> sqlx::Result<Option<Event>> {
+    pub async fn event(&self, conn: &mut Conn, seq: i64) -> sqlx::Result<Option<Event>> {
         let Some(seen) = log::one(conn, seq).await? else { return Ok(None) };
         if let Some(up_to) = seen.waits_for()
             && !self.disk.has_event(seen.peek())
@@ -86,7 +84,7 @@ impl Db {
     }
 
     /// Waits until the log of Postgres is on disk up to here. `conn` may be in a transaction that only reads.
-    async fn flush(&self, conn: &mut PgConnection, up_to: Lsn) -> sqlx::Result<()> {
+    async fn flush(&self, conn: &mut Conn, up_to: Lsn) -> sqlx::Result<()> {
         let began = Instant::now();
         while began.elapsed() < OTHERS {
             if wal::flush_position(conn).await? >= up_to {
@@ -95,7 +93,7 @@ impl Db {
         }
         let _turn = self.disk.flushing.lock().await;
         if wal::flush_position(conn).await? < up_to {
-            wal::flush(&mut *self.acquire_own().await?).await?;
+            wal::flush(&mut self.acquire_own().await?).await?;
         }
         Ok(())
     }

@@ -1,14 +1,24 @@
-//! Postgres: the pool, and the two kinds of transaction that the service uses.
+//! Postgres: the connections, and the two kinds of transaction that the service uses.
 //!
 //! [`Db::write`] hands out the only thing that events can be appended to, so a change without its events, or events
 //! without their change, cannot be written. [`Db::read`] reads everything from one snapshot and knows its position in the
 //! log.
+//!
+//! **Nobody is held up by a lock that somebody else holds.** A request may wait for one for most of `request-timeout`, but only
+//! while no more than half of the connections are in such hands. The others wait for a moment, far longer than our own
+//! transactions hold a lock, and are then told to come back: a row that a stranger has locked keeps those who want it, and
+//! nobody else.
 
+mod conn;
 pub mod desk;
 mod disk;
 pub mod embedded;
+mod migrate;
+mod pool;
 mod reach;
+mod session;
 mod sweep;
+mod watch;
 
 use std::{
     ops::{Deref, DerefMut},
@@ -16,78 +26,89 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres, Transaction,
-    migrate::{MigrateError, Migrator},
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 
-pub use self::sweep::{Sweep, keep_sweeping};
-use self::{disk::Disk, reach::Reach};
+pub use self::{
+    conn::Conn,
+    migrate::migrate,
+    session::ConnectError,
+    sweep::{Sweep, keep_sweeping},
+};
+use self::{
+    disk::Disk,
+    pool::Pool,
+    reach::Reach,
+    session::{Bounds, Line, fix},
+};
 use crate::{
     error::Error,
     log::{self, NewEvent, Position, Snapshot, named},
+    metrics::Metrics,
 };
-
-/// How long a request waits for a connection before it is told to come back.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A connection that was used this recently is not asked whether it still lives.
-const IDLE_TRUSTED: Duration = Duration::from_secs(1);
 
 /// Connections of the machine's own: one writes who is where, one tells, one reads what was told.
 const OWN_CONNECTIONS: u32 = 3;
 
+/// The machine's own connections: how long it waits for an answer it knows better itself.
+const MACHINE: Bounds = Bounds { statement: Duration::from_mins(10), lock: Duration::from_secs(1), durable: true };
+
+/// Whoever runs a command waits for what may take long: a migration, or another node that is at it.
+const UPKEEP: Bounds = Bounds { statement: Duration::from_hours(24), lock: Duration::from_mins(1), durable: true };
+
+/// The longest that the machine waits for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The same for whoever runs a command, or starts a node.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The service's access to Postgres. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Db {
-    pool: PgPool,
+    pool: Arc<Pool>,
     /// For what must go on while requests have all of the others: signs of life, and what nodes tell each other.
-    own: PgPool,
+    own: Arc<Pool>,
     options: PgConnectOptions,
     /// Rung after each commit that appended events: the pump listens.
     bell: Arc<Notify>,
     /// Rung with it, for whoever tells the other nodes.
     echo: Arc<Notify>,
-    /// Whether Postgres answered last time. Written by the pump, which is never without a question.
+    /// Whether Postgres answers.
     reach: Arc<Reach>,
     /// What is known to be on disk.
     disk: Arc<Disk>,
+    metrics: Arc<Metrics>,
+}
+
+/// Connects outside of a server, as commands do.
+///
+/// # Errors
+/// When Postgres cannot be reached, or is none that crewcast can work with.
+pub async fn connect(options: &PgConnectOptions) -> Result<Conn, ConnectError> {
+    let line = Line::open(&session::options(options.clone()), UPKEEP, START_TIMEOUT).await?;
+    Ok(Conn::new(line, UPKEEP, None, None))
 }
 
 impl Db {
-    /// Access with at most `connections` connections besides the pump's own. Connects when first used.
-    pub fn new(options: PgConnectOptions, connections: u32) -> Self {
-        // What we ask is answered sooner than Postgres has compiled it, whatever it estimates. And a node that vanishes must
-        // not leave its locks behind: no transaction of ours is idle between two statements.
-        let settings = [("jit", "off"), ("idle_in_transaction_session_timeout", "60s")];
-        let options = options.application_name("crewcast").options(settings);
-        let reach = Arc::<Reach>::default();
-        let pool = |connections, options| {
-            let reach = reach.clone();
-            PgPoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                // A ping before each use would cost a round trip; one that lay idle may have died with its server, and one
-                // that is older than the last outage has, however lately it was used.
-                .test_before_acquire(false)
-                .before_acquire(move |conn, meta| {
-                    let is_of_before = reach.back_for().is_some_and(|back_for| meta.age > back_for);
-                    Box::pin(async move {
-                        if !is_of_before && meta.idle_for > IDLE_TRUSTED {
-                            conn.ping().await?;
-                        }
-                        Ok(!is_of_before)
-                    })
-                })
-                .connect_lazy_with(options)
-        };
-        // Nothing that goes there is kept over a crash: it need not wait for the disk.
-        let hasty = options.clone().options([("synchronous_commit", "off")]);
-        let (pool, own) = (pool(connections, options.clone()), pool(OWN_CONNECTIONS, hasty));
-        Self { pool, own, options, bell: Arc::default(), echo: Arc::default(), reach, disk: Arc::default() }
+    /// Access with at most `connections` connections besides the machine's own, for requests that take `request_timeout` at
+    /// most. Connects when first used.
+    pub fn new(options: PgConnectOptions, connections: u32, request_timeout: Duration, metrics: Arc<Metrics>) -> Self {
+        let (options, reach) = (session::options(options), Arc::<Reach>::default());
+        let pool = |bounds, counts| Pool::new(options.clone(), bounds, counts, reach.clone(), metrics.clone());
+        // Nothing that goes over the machine's own is kept over a crash: it need not wait for the disk.
+        let hasty = Bounds { durable: false, statement: Duration::from_secs(5), ..MACHINE };
+        // Whoever waits is told before the whole request has had its time.
+        let statement = request_timeout * 3 / 4;
+        Self {
+            pool: pool(Bounds { statement, lock: statement, durable: true }, (connections, connections / 2)),
+            own: pool(hasty, (OWN_CONNECTIONS, OWN_CONNECTIONS)),
+            bell: Arc::default(),
+            echo: Arc::default(),
+            reach,
+            disk: Arc::default(),
+            metrics,
+            options,
+        }
     }
 
     /// Begins a change.
@@ -95,10 +116,10 @@ impl Db {
     /// # Errors
     /// [`Error`] with `unavailable` while Postgres is out of reach.
     pub async fn write(&self) -> Result<Write, Error> {
-        self.breaker()?;
-        let tx = self.pool.begin().await?;
+        let mut conn = self.pool.acquire().await?;
+        conn.begin().await?;
         Ok(Write {
-            tx,
+            conn,
             events: Vec::new(),
             mutation_id: None,
             publishes: false,
@@ -111,11 +132,11 @@ impl Db {
     /// # Errors
     /// [`Error`] with `unavailable` while Postgres is out of reach.
     pub async fn read(&self) -> Result<Read, Error> {
-        self.breaker()?;
-        let mut tx = self.pool.begin_with("begin isolation level repeatable read read only").await?;
-        let cursor = self.now(&mut tx, &[]).await?.position();
+        let mut conn = self.pool.acquire().await?;
+        conn.begin_as("begin isolation level repeatable read read only").await?;
+        let cursor = self.now(&mut conn, &[]).await?.position();
         self.name(&[cursor.base()]).await?;
-        Ok(Read { tx, cursor })
+        Ok(Read { conn, cursor })
     }
 
     /// Makes sure that ids can name these sets, where they are too long to be written out. It is written by itself: whoever
@@ -125,7 +146,7 @@ impl Db {
     /// When Postgres does not answer.
     pub async fn name(&self, sets: &[&Snapshot]) -> Result<(), Error> {
         if sets.iter().any(|set| set.name().is_some()) {
-            named::keep(&mut *self.acquire_own().await?, sets).await?;
+            named::keep(&mut self.acquire_own().await?, sets).await?;
         }
         Ok(())
     }
@@ -134,30 +155,45 @@ impl Db {
     ///
     /// # Errors
     /// [`Error`] with `unavailable` while Postgres is out of reach.
-    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
-        self.breaker()?;
-        Ok(self.pool.acquire().await?)
+    pub async fn acquire(&self) -> Result<Conn, Error> {
+        Ok(self.acquire_raw().await?)
     }
 
     /// As [`Db::acquire`], for the machine, which has no requests to answer.
     ///
     /// # Errors
     /// When no connection was to be had in time.
-    pub async fn acquire_raw(&self) -> sqlx::Result<PoolConnection<Postgres>> {
-        self.pool.acquire().await
+    pub async fn acquire_raw(&self) -> sqlx::Result<Conn> {
+        let mut conn = self.pool.acquire().await?;
+        conn.hurry().await?;
+        Ok(conn)
     }
 
     /// The same from the few connections that no request uses.
     ///
     /// # Errors
     /// As [`Db::acquire_raw`].
-    pub async fn acquire_own(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+    pub async fn acquire_own(&self) -> sqlx::Result<Conn> {
         self.own.acquire().await
     }
 
-    /// How to connect outside the pool, as the pump does.
-    pub fn options(&self) -> &PgConnectOptions {
-        &self.options
+    /// A connection outside of the pools, as the pump has one.
+    ///
+    /// # Errors
+    /// When Postgres does not answer in time, or is none that crewcast can work with.
+    pub async fn connect(&self) -> sqlx::Result<Conn> {
+        let line = Line::open(&self.options, MACHINE, CONNECT_TIMEOUT).await?;
+        Ok(Conn::new(line, MACHINE, Some(self.reach.clone()), None))
+    }
+
+    /// One that hears notifications.
+    ///
+    /// # Errors
+    /// As [`Db::connect`].
+    pub async fn listener(&self) -> sqlx::Result<PgListener> {
+        let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+        let pool = pool.after_connect(|raw, _| Box::pin(async { Ok(fix(raw, MACHINE).await.map(drop)?) }));
+        PgListener::connect_with(&pool.connect_lazy_with(self.options.clone())).await
     }
 
     /// What rings after each commit that appended events.
@@ -170,14 +206,14 @@ impl Db {
         self.echo.clone()
     }
 
-    /// Says whether Postgres can be reached: while it can't, requests are answered at once.
-    pub fn set_reachable(&self, reachable: bool) {
-        self.reach.set(reachable);
-    }
-
     /// Whether Postgres answered last time.
     pub fn is_reachable(&self) -> bool {
         self.reach.is_up()
+    }
+
+    /// Whether requests get connections: where the last one got none, another one is tried.
+    pub async fn is_served(&self) -> bool {
+        self.is_reachable() && (!self.pool.is_starved() || self.pool.acquire().await.is_ok())
     }
 
     /// How long Postgres was out of reach last, if that ended less than `within` ago; else zero.
@@ -185,55 +221,23 @@ impl Db {
         self.reach.lost_lately(within)
     }
 
-    /// Connections of the pool that are open, and those of them that nothing uses now.
-    pub fn connections(&self) -> (u32, usize) {
-        (self.pool.size(), self.pool.num_idle())
+    /// Connections for requests that are open, and those of them that nothing uses now.
+    pub fn connections(&self) -> (usize, usize) {
+        self.pool.count()
     }
 
-    /// Closes every connection, waiting for those in use.
-    pub async fn close(&self) {
-        self.own.close().await;
-        self.pool.close().await;
+    /// Closes every connection that nothing uses, and each other one when it is given back. Nothing is waited for.
+    pub fn close(&self) {
+        self.own.close();
+        self.pool.close();
     }
-
-    fn breaker(&self) -> Result<(), Error> {
-        if self.is_reachable() { Ok(()) } else { Err(Error::unavailable("Postgres is out of reach")) }
-    }
-}
-
-/// Brings the schema `crewcast` up to date. A schema that is needs no rights but to be read.
-///
-/// # Errors
-/// When a migration fails, or one that was applied before has changed.
-pub async fn migrate(conn: &mut PgConnection) -> Result<(), MigrateError> {
-    let mut migrator: Migrator = sqlx::migrate!();
-    if is_current(conn, &migrator).await? {
-        return Ok(());
-    }
-    migrator.dangerous_set_table_name("crewcast.migrations");
-    migrator.create_schema("crewcast");
-    migrator.run(conn).await
-}
-
-async fn is_current(conn: &mut PgConnection, migrator: &Migrator) -> sqlx::Result<bool> {
-    let exists: bool =
-        sqlx::query_scalar("select to_regclass('crewcast.migrations') is not null").fetch_one(&mut *conn).await?;
-    if !exists {
-        return Ok(false);
-    }
-    let applied: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("select version, checksum from crewcast.migrations where success order by version")
-            .fetch_all(conn)
-            .await?;
-    let ours = migrator.iter().map(|migration| (migration.version, migration.checksum.to_vec()));
-    Ok(ours.eq(applied))
 }
 
 /// A change under way: a transaction and the events it will have appended. Dropped without [`Write::commit`], nothing has
 /// happened.
 #[derive(Debug)]
 pub struct Write {
-    tx: Transaction<'static, Postgres>,
+    conn: Conn,
     events: Vec<NewEvent>,
     mutation_id: Option<String>,
     /// Whether some of its events are written.
@@ -259,7 +263,7 @@ impl Write {
     /// knows.
     pub async fn commit(mut self) -> Result<(), Error> {
         self.write_events().await?;
-        self.tx.commit().await?;
+        self.conn.commit().await.map_err(Error::of_commit)?;
         if self.publishes {
             self.bells.iter().for_each(|bell| bell.notify_one());
         }
@@ -277,28 +281,28 @@ impl Write {
             return Ok(Vec::new());
         }
         self.publishes = true;
-        Ok(log::append(&mut self.tx, &events, self.mutation_id.as_deref()).await?)
+        Ok(log::append(&mut self.conn, &events, self.mutation_id.as_deref()).await?)
     }
 }
 
 impl Deref for Write {
-    type Target = PgConnection;
+    type Target = Conn;
 
-    fn deref(&self) -> &PgConnection {
-        &self.tx
+    fn deref(&self) -> &Conn {
+        &self.conn
     }
 }
 
 impl DerefMut for Write {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.tx
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.conn
     }
 }
 
 /// A read under way, all of it from one snapshot.
 #[derive(Debug)]
 pub struct Read {
-    tx: Transaction<'static, Postgres>,
+    conn: Conn,
     cursor: Position,
 }
 
@@ -311,15 +315,15 @@ impl Read {
 }
 
 impl Deref for Read {
-    type Target = PgConnection;
+    type Target = Conn;
 
-    fn deref(&self) -> &PgConnection {
-        &self.tx
+    fn deref(&self) -> &Conn {
+        &self.conn
     }
 }
 
 impl DerefMut for Read {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        &mut self.tx
+    fn deref_mut(&mut self) -> &mut Conn {
+        &mut self.conn
     }
 }

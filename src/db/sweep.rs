@@ -30,7 +30,7 @@ impl Sweep {
         loop {
             let mut conn = db.acquire_raw().await?;
             let delete = sqlx::query(self.statement).bind(self.age.as_secs_f64()).bind(ROWS);
-            if delete.execute(&mut *conn).await?.rows_affected() < ROWS.unsigned_abs() {
+            if delete.execute(&mut conn).await?.rows_affected() < ROWS.unsigned_abs() {
                 return Ok(());
             }
         }

@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use time::OffsetDateTime;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -26,7 +25,7 @@ use super::{
 };
 use crate::{
     auth::{Caller, Person},
-    db::Db,
+    db::{Conn, Db},
     error::{Error, Result},
     ids::{Room, Sub, Text},
     log::NewEvent,
@@ -335,20 +334,20 @@ async fn mention(tx: &mut Tx, author: &Caller, comment: &Comment, before: &[Stri
     Ok(())
 }
 
-async fn find(conn: &mut PgConnection, ids: (Uuid, Uuid)) -> Result<Comment> {
+async fn find(conn: &mut Conn, ids: (Uuid, Uuid)) -> Result<Comment> {
     let find = concat!("select ", columns!(), " from crewcast.comments where project_id = $1 and id = $2");
     let comment = sqlx::query_as(find).bind(ids.0).bind(ids.1).fetch_optional(conn).await?;
     comment.ok_or_else(Error::not_found)
 }
 
 /// A comment that is about to be changed: the project's readers write side by side, so the comment itself is locked.
-async fn lock(conn: &mut PgConnection, ids: (Uuid, Uuid)) -> Result<Comment> {
+async fn lock(conn: &mut Conn, ids: (Uuid, Uuid)) -> Result<Comment> {
     let lock = "select from crewcast.comments where project_id = $1 and id = $2 for no key update";
     sqlx::query(lock).bind(ids.0).bind(ids.1).execute(&mut *conn).await?;
     find(conn, ids).await
 }
 
-async fn store(conn: &mut PgConnection, comment: &Comment, changed: &Changed) -> Result<Comment> {
+async fn store(conn: &mut Conn, comment: &Comment, changed: &Changed) -> Result<Comment> {
     let comment = sqlx::query_as(concat!(
         "update crewcast.comments
          set body = $2, mentions = $3, version = version + 1, field_versions = field_versions || $4, updated_at = now()

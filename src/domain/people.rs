@@ -259,7 +259,7 @@ async fn write(db: &Db, seen: &[Seen]) -> sqlx::Result<()> {
                where person.last_seen <= excluded.last_seen"#,
     )
     .bind(sqlx::types::Json(seen))
-    .execute(&mut *conn)
+    .execute(&mut conn)
     .await?;
     Ok(())
 }

@@ -10,7 +10,6 @@
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::PgConnection;
 use time::Date;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -22,7 +21,7 @@ use uuid::Uuid;
 use super::{Domain, projects, projects::Status};
 use crate::{
     auth::Caller,
-    db::Db,
+    db::{Conn, Db},
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Sub, Text},
     log::NewEvent,
@@ -343,7 +342,7 @@ fn after(page: &Page) -> Result<(i32, Uuid)> {
 }
 
 /// A project's phase. Nobody else writes it while the project is locked.
-async fn find(conn: &mut PgConnection, (project_id, id): (Uuid, Uuid)) -> Result<Phase> {
+async fn find(conn: &mut Conn, (project_id, id): (Uuid, Uuid)) -> Result<Phase> {
     let phase =
         sqlx::query_as(concat!("select ", columns!(), " from crewcast.phases where id = $1 and project_id = $2"))
             .bind(id)
@@ -353,7 +352,7 @@ async fn find(conn: &mut PgConnection, (project_id, id): (Uuid, Uuid)) -> Result
     phase.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, phase: &Phase, changed: &Changed) -> Result<Phase> {
+async fn store(conn: &mut Conn, phase: &Phase, changed: &Changed) -> Result<Phase> {
     sqlx::query_as(concat!(
         "update crewcast.phases
          set name = $2, status = $3, starts_on = $4, ends_on = $5, position = $6, version = version + 1,

@@ -7,7 +7,7 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, types::Json};
+use sqlx::types::Json;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{Domain, alerts::Severity};
 use crate::{
     auth::Person,
-    db::Db,
+    db::{Conn, Db},
     error::{Error, Result},
     ids::{Room, Slug, Text, TimeOfDay, TimeZone},
     log::NewEvent,
@@ -151,7 +151,7 @@ async fn set_preferences(
 }
 
 /// Refuses a time zone that Postgres does not know: its list is that of IANA.
-async fn require_zone(conn: &mut PgConnection, zone: &TimeZone) -> Result<()> {
+async fn require_zone(conn: &mut Conn, zone: &TimeZone) -> Result<()> {
     let is_known: bool = sqlx::query_scalar("select exists (select from pg_timezone_names where name = $1)")
         .bind(zone.as_str())
         .fetch_one(conn)
@@ -160,14 +160,14 @@ async fn require_zone(conn: &mut PgConnection, zone: &TimeZone) -> Result<()> {
 }
 
 /// A row to lock: whoever has chosen nothing gets an empty one.
-async fn lock(conn: &mut PgConnection, sub: &str) -> Result<()> {
+async fn lock(conn: &mut Conn, sub: &str) -> Result<()> {
     let row = "insert into crewcast.preferences (sub, data) values ($1, $2) on conflict (sub) do nothing";
     sqlx::query(row).bind(sub).bind(Json(Chosen::default())).execute(&mut *conn).await?;
     sqlx::query("select from crewcast.preferences where sub = $1 for no key update").bind(sub).execute(conn).await?;
     Ok(())
 }
 
-async fn find(conn: &mut PgConnection, sub: &str) -> Result<Preferences> {
+async fn find(conn: &mut Conn, sub: &str) -> Result<Preferences> {
     let found: Option<(Json<Chosen>, i64)> =
         sqlx::query_as("select data, version from crewcast.preferences where sub = $1")
             .bind(sub)
@@ -177,7 +177,7 @@ async fn find(conn: &mut PgConnection, sub: &str) -> Result<Preferences> {
     Ok(Preferences { chosen, version })
 }
 
-async fn store(conn: &mut PgConnection, sub: &str, preferences: &Preferences) -> Result<()> {
+async fn store(conn: &mut Conn, sub: &str, preferences: &Preferences) -> Result<()> {
     sqlx::query("update crewcast.preferences set data = $2, version = $3 where sub = $1")
         .bind(sub)
         .bind(Json(&preferences.chosen))

@@ -10,7 +10,6 @@
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sqlx::PgConnection;
 use time::{Date, OffsetDateTime};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -19,7 +18,7 @@ use uuid::Uuid;
 use super::{Domain, capacity};
 use crate::{
     auth::{Caller, Manages},
-    db::Db,
+    db::{Conn, Db},
     error::{Error, OnConstraint as _, Result},
     ids::{Day, Room, Slug, Sub, Text},
     log::NewEvent,
@@ -341,7 +340,7 @@ fn divisions(caller: &Caller) -> Vec<&str> {
 }
 
 /// A project that the caller may read, and whether they may change it; locked if it is about to be.
-async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) -> Result<(Project, bool)> {
+async fn find(conn: &mut Conn, caller: &Caller, id: Uuid, lock: bool) -> Result<(Project, bool)> {
     #[derive(sqlx::FromRow)]
     struct Row {
         #[sqlx(flatten)]
@@ -373,14 +372,14 @@ async fn find(conn: &mut PgConnection, caller: &Caller, id: Uuid, lock: bool) ->
 }
 
 /// A project that the caller may change, locked.
-async fn find_to_edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<Project> {
+async fn find_to_edit(conn: &mut Conn, caller: &Caller, id: Uuid) -> Result<Project> {
     match find(conn, caller, id, true).await? {
         (project, true) => Ok(project),
         _ => Err(Error::forbidden("Only a project's editors and managers may change it.")),
     }
 }
 
-async fn store(conn: &mut PgConnection, project: &Project, changed: &Changed) -> Result<Project> {
+async fn store(conn: &mut Conn, project: &Project, changed: &Changed) -> Result<Project> {
     sqlx::query_as(concat!(
         "update crewcast.projects
          set name = $2, division = $3, status = $4, starts_on = $5, ends_on = $6, notes = $7,
@@ -407,7 +406,7 @@ async fn store(conn: &mut PgConnection, project: &Project, changed: &Changed) ->
 ///
 /// # Errors
 /// 404 when they may not, or it is not there.
-pub(super) async fn look(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+pub(super) async fn look(conn: &mut Conn, caller: &Caller, id: Uuid) -> Result<()> {
     find(conn, caller, id, false).await.map(drop)
 }
 
@@ -415,7 +414,7 @@ pub(super) async fn look(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> 
 ///
 /// # Errors
 /// 404 when they may not, or it is not there.
-pub(super) async fn stay(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+pub(super) async fn stay(conn: &mut Conn, caller: &Caller, id: Uuid) -> Result<()> {
     look(&mut *conn, caller, id).await?;
     if hold_all(conn, &[id]).await?.is_empty() {
         return Err(Error::not_found());
@@ -427,7 +426,7 @@ pub(super) async fn stay(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> 
 ///
 /// # Errors
 /// 404 when they may not read it, or it is not there; 403 when they may read it and not edit it.
-pub(super) async fn edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> Result<()> {
+pub(super) async fn edit(conn: &mut Conn, caller: &Caller, id: Uuid) -> Result<()> {
     find_to_edit(conn, caller, id).await.map(drop)
 }
 
@@ -435,7 +434,7 @@ pub(super) async fn edit(conn: &mut PgConnection, caller: &Caller, id: Uuid) -> 
 ///
 /// # Errors
 /// 404 when it is not, was deleted, or may not be read by the caller; 403 when they may read it and not manage it.
-pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> Result<()> {
+pub(super) async fn hold(conn: &mut Conn, caller: Caller, id: Uuid) -> Result<()> {
     if !caller.manages() {
         find(&mut *conn, &caller, id, false).await?;
         Manages::try_from(caller)?;
@@ -451,7 +450,7 @@ pub(super) async fn hold(conn: &mut PgConnection, caller: Caller, id: Uuid) -> R
 ///
 /// # Errors
 /// When Postgres refuses.
-pub(super) async fn hold_all(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+pub(super) async fn hold_all(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Uuid>> {
     let there = sqlx::query_scalar(
         "select id from crewcast.projects where id = any($1) and deleted_at is null order by id for share",
     );

@@ -12,14 +12,13 @@ use std::{
 };
 
 use serde::Serialize;
-use sqlx::PgConnection;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     auth::Caller,
     db::{
-        Db,
+        Conn, Db,
         desk::{Clerk, Desk, DeskSettings},
     },
     error::Result,
@@ -53,7 +52,7 @@ const LONG_DELETED: &str = "
 ///
 /// # Errors
 /// When Postgres refuses.
-pub(super) async fn readers(conn: &mut PgConnection, project_id: Uuid, subs: &[String]) -> Result<Vec<String>> {
+pub(super) async fn readers(conn: &mut Conn, project_id: Uuid, subs: &[String]) -> Result<Vec<String>> {
     let readers = sqlx::query_scalar(
         "select sub from crewcast.people as person
          where sub = any($1)
@@ -127,7 +126,7 @@ impl Joins {
     ///
     /// # Errors
     /// When Postgres does not answer.
-    pub async fn may_stay(&self, conn: &mut PgConnection, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
+    pub async fn may_stay(&self, conn: &mut Conn, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
         let each = asked.iter().flat_map(|(caller, rooms)| rooms.iter().map(move |room| (*caller, room)));
         let looked = each.filter_map(|(caller, room)| undecided(caller, room).map(|id| (id, caller.sub.as_str())));
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = looked.unzip();
@@ -148,7 +147,7 @@ impl Joins {
     /// When Postgres does not answer.
     pub async fn long_deleted(&self, projects: &[Uuid]) -> Result<Vec<Uuid>> {
         let deleted = sqlx::query_scalar(LONG_DELETED).bind(projects).bind(self.retention.as_secs_f64());
-        Ok(deleted.fetch_all(&mut *self.db.acquire_raw().await?).await?)
+        Ok(deleted.fetch_all(&mut self.db.acquire_raw().await?).await?)
     }
 
     /// How many have asked, and how many statements that took.
@@ -175,7 +174,7 @@ fn admitted(caller: &Caller, rooms: &[Room], standings: &mut impl Iterator<Item 
 }
 
 async fn standings(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     projects: Vec<Uuid>,
     subs: Vec<&str>,
     retention: Duration,
@@ -232,7 +231,7 @@ impl Clerk for Registrar {
         join.projects.len()
     }
 
-    async fn answer(&mut self, conn: &mut PgConnection, joins: &[Join]) -> Result<Vec<Vec<Standing>>> {
+    async fn answer(&mut self, conn: &mut Conn, joins: &[Join]) -> Result<Vec<Vec<Standing>>> {
         self.counters.statements.fetch_add(1, Ordering::Relaxed);
         let asked = joins.iter().flat_map(|join| join.projects.iter().map(|project| (*project, join.sub.as_str())));
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = asked.unzip();

@@ -25,7 +25,13 @@ impl From<sqlx::Error> for Error {
         let mapped = match (&error, code.as_deref()) {
             (_, Some(code)) => for_sqlstate(code),
             (
-                sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed,
+                // A server that will not do, such as a standby, is none.
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Configuration(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed,
                 None,
             ) => Some(Self::unavailable(unavailable)),
             _ => None,
@@ -34,6 +40,21 @@ impl From<sqlx::Error> for Error {
             Some(mapped) => mapped.with_cause(error),
             None => Self::internal(error),
         }
+    }
+}
+
+impl Error {
+    /// What went wrong with a commit. Where Postgres did not say, nobody knows whether the change was made, and the client must
+    /// not be told that it was not.
+    pub fn of_commit(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|db| db.code());
+        let is_refused = code.is_some_and(|code| !code.starts_with("08") && !code.starts_with("57P"));
+        if is_refused || matches!(error, sqlx::Error::Protocol(_)) {
+            return error.into();
+        }
+        let detail = "The database did not say whether the change was made: repeat it with the same Idempotency-Key, or read \
+                      first what is there.";
+        Self::unavailable(detail).with_cause(error)
     }
 }
 
@@ -64,10 +85,11 @@ fn for_sqlstate(code: &str) -> Option<Error> {
         "40001" | "40P01" | "55P03" | "57014" => {
             Some(Error::unavailable("Others were changing the same things; try again."))
         }
-        // Shutting down, crashed, starting up; read-only after a failover to another server.
-        "57P01" | "57P02" | "57P03" | "25006" => Some(Error::unavailable("The database is out of reach.")),
-        // Connection exceptions; connections, memory or disk at their end.
-        code if code.starts_with("08") || code.starts_with("53") => {
+        // Read-only after a failover to another server; a transaction that the server found too long.
+        "25006" | "25P03" | "25P04" => Some(Error::unavailable("The database is out of reach.")),
+        // Connection exceptions; a role or a database that is not let in any more; connections, memory or disk at their end;
+        // shutting down, crashed, starting up; the disk itself.
+        code if ["08", "28", "3D", "53", "57P", "58"].iter().any(|class| code.starts_with(class)) => {
             Some(Error::unavailable("The database is out of reach."))
         }
         _ => None,

@@ -102,7 +102,7 @@ async fn nodes(app: &App) -> Result<HashMap<NodeKey, String>> {
         "select key, name from crewcast.nodes where not ended and beat_at > now() - make_interval(secs => $1)",
     )
     .bind(app.config.limits.presence_lease.as_secs_f64())
-    .fetch_all(&mut *conn)
+    .fetch_all(&mut conn)
     .await?;
     let alive = alive.into_iter().filter_map(|(key, name)| Some((NodeKey::from_sql(key)?, name)));
     Ok(alive.chain([(app.node, app.hub.node().to_owned())]).collect())

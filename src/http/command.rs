@@ -102,7 +102,7 @@ async fn is_there(app: &App, node: NodeKey) -> Result<bool> {
     );
     let lease = app.config.limits.presence_lease.as_secs_f64();
     let (own, other) = (app.node.to_sql(), node.to_sql());
-    let signs: Vec<i64> = signs.bind([own, other]).bind(lease).fetch_all(&mut *conn).await?;
+    let signs: Vec<i64> = signs.bind([own, other]).bind(lease).fetch_all(&mut conn).await?;
     if signs.contains(&own) { Ok(signs.contains(&other)) } else { Err(silent()) }
 }
 

@@ -59,7 +59,7 @@ impl IntoResponses for Text {
 fn measure(app: &App) {
     app.hub.measure();
     let (open, idle) = app.db.connections();
-    app.metrics.postgres_connections.set(open.into());
+    app.metrics.postgres_connections.set(open.try_into().unwrap_or(i64::MAX));
     app.metrics.postgres_connections_idle.set(idle.try_into().unwrap_or(i64::MAX));
     app.metrics.sessions_waiting.set(app.sessions.waiting().try_into().unwrap_or(i64::MAX));
     app.metrics.tickets_waiting.set(app.tickets.waiting().try_into().unwrap_or(i64::MAX));
@@ -179,6 +179,16 @@ struct Postgres {
     connections: i64,
     idle: i64,
     max: i64,
+    /// Those who wait for a connection now.
+    waiting: i64,
+    /// Times somebody got none.
+    not_acquired: u64,
+    /// Connections closed in the middle of a statement that was given up.
+    given_up: u64,
+    /// Connections that were found dead.
+    dead: u64,
+    /// Times it was out of reach.
+    outages: u64,
 }
 
 /// Figures of this node
@@ -250,6 +260,11 @@ fn of(app: &App) -> Stats {
             connections: metrics.postgres_connections.get(),
             idle: metrics.postgres_connections_idle.get(),
             max: metrics.postgres_connections_max.get(),
+            waiting: metrics.postgres_waiting.get(),
+            not_acquired: metrics.postgres_not_acquired.get(),
+            given_up: metrics.postgres_given_up.get(),
+            dead: metrics.postgres_dead.get(),
+            outages: metrics.postgres_outages.get(),
         },
         cursor: app.hub.tail().at.to_string(),
     }

@@ -3,7 +3,6 @@
 use axum::extract::State;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use sqlx::PgConnection;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
@@ -12,6 +11,7 @@ use utoipa::{
 use crate::{
     app::App,
     auth::Caller,
+    db::Conn,
     error::{Code, Error, Result},
     ids::Room,
     log::{self, Event, Position, Reader, Reading, Scope, Snapshot, named, position::ParseError, retention},
@@ -121,7 +121,7 @@ pub(super) async fn read_room(
 }
 
 /// Where the page begins: behind the cursor, if it can be resumed, else at the floor.
-async fn beginning(conn: &mut PgConnection, page: &Page, to: &Position) -> Result<Position> {
+async fn beginning(conn: &mut Conn, page: &Page, to: &Position) -> Result<Position> {
     let Some(after) = &page.after else {
         return Ok(Position::settled(to.epoch().clone(), log::floor(conn).await?));
     };
@@ -149,7 +149,7 @@ struct History {
 
 impl History {
     /// Adds events up to `limit` items from the next stretch: to the end if little is left, else to a noted position.
-    async fn stretch(&mut self, conn: &mut PgConnection, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<()> {
+    async fn stretch(&mut self, conn: &mut Conn, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<()> {
         let mut reader = self.reader(conn).await?;
         self.said.extend([reader.reading().from().clone(), reader.reading().to().clone()]);
         loop {
@@ -170,7 +170,7 @@ impl History {
         }
     }
 
-    async fn reader(&self, conn: &mut PgConnection) -> Result<Reader> {
+    async fn reader(&self, conn: &mut Conn) -> Result<Reader> {
         if let Some((leg, after)) =
             log::legs(&self.at, self.to.base()).into_iter().next().filter(|(_, after)| *after > 0)
         {
@@ -190,7 +190,7 @@ impl History {
     }
 
     /// Where a stretch from here may end: the noted positions that lie ahead, and the end.
-    async fn ends(&self, conn: &mut PgConnection) -> Result<Vec<Snapshot>> {
+    async fn ends(&self, conn: &mut Conn) -> Result<Vec<Snapshot>> {
         let (at, to) = (self.at.base(), self.to.base());
         let marks = retention::marks(conn).await?.into_iter();
         let mut ends: Vec<Snapshot> =

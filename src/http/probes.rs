@@ -39,8 +39,8 @@ pub(super) async fn readiness(State(app): State<App>) -> Result<Ready> {
     if app.draining.is_cancelled() {
         return Err(Error::draining());
     }
-    if !app.db.is_reachable() {
-        return Err(Error::unavailable("The database is out of reach."));
+    if !app.db.is_served().await {
+        return Err(Error::unavailable("The database is out of reach, or has no connection for requests."));
     }
     Ok(Ready)
 }

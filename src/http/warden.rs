@@ -2,13 +2,13 @@
 
 use std::{any::Any, sync::Arc, time::Duration};
 
-use sqlx::PgConnection;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     auth::Caller,
+    db::Conn,
     domain::rights::Joins,
     error::Result,
     hub::{Holder, Hub, Judging, Refusal, Refused, Suspect, Verdict, Warden},
@@ -63,7 +63,7 @@ impl Warden for Rights {
         room.starts_with("project:")
     }
 
-    fn judge<'a>(&'a self, conn: &'a mut PgConnection, suspects: Vec<Suspect>) -> Judging<'a> {
+    fn judge<'a>(&'a self, conn: &'a mut Conn, suspects: Vec<Suspect>) -> Judging<'a> {
         Box::pin(async move {
             let rooms = |suspect: &Suspect| suspect.rooms.iter().filter_map(|room| room.parse().ok()).collect();
             let asked: Vec<(&Caller, Vec<Room>)> =

@@ -2,11 +2,10 @@
 
 use std::{any::Any, fmt::Debug, pin::Pin, sync::Arc};
 
-use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::Refused;
-use crate::error::Result;
+use crate::{db::Conn, error::Result};
 
 /// Whoever opened a stream. What else they are is the [`Warden`]'s business.
 pub trait Holder: Any + Debug + Send + Sync {
@@ -49,5 +48,5 @@ pub trait Warden: Debug + Send + Sync {
     ///
     /// # Errors
     /// When Postgres does not say.
-    fn judge<'a>(&'a self, conn: &'a mut PgConnection, suspects: Vec<Suspect>) -> Judging<'a>;
+    fn judge<'a>(&'a self, conn: &'a mut Conn, suspects: Vec<Suspect>) -> Judging<'a>;
 }

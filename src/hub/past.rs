@@ -50,11 +50,7 @@ pub(super) fn pages(hub: Arc<Hub>, readers: Vec<Reader>) -> Pages {
 }
 
 /// Whether these have more than `most` events.
-pub(super) async fn too_many(
-    readers: &mut [Reader],
-    conn: &mut sqlx::PgConnection,
-    most: i64,
-) -> Result<bool, LogError> {
+pub(super) async fn too_many(readers: &mut [Reader], conn: &mut crate::db::Conn, most: i64) -> Result<bool, LogError> {
     let mut left = most;
     for reader in readers {
         match reader.count(conn, left).await? {
@@ -111,13 +107,13 @@ impl Hub {
     /// Reads history from Postgres, when it is this stream's turn.
     pub(super) async fn read_log<T>(
         &self,
-        read: impl AsyncFnOnce(&mut sqlx::PgConnection) -> Result<T, LogError>,
+        read: impl AsyncFnOnce(&mut crate::db::Conn) -> Result<T, LogError>,
     ) -> Result<T, LogError> {
         let waiting = Tally::one(&self.metrics.replays_waiting);
         let _turn = self.replays.acquire().await.expect("nobody closes the semaphore");
         drop(waiting);
         let _reading = Tally::one(&self.metrics.replays_reading);
-        read(&mut *self.db.acquire_raw().await?).await
+        read(&mut self.db.acquire_raw().await?).await
     }
 }
 

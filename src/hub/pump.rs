@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{Connection as _, PgConnection};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Hub, HubSettings, Live, Routed, Tail, Warden, route::route};
 use crate::{
-    db::Db,
+    db::{Conn, Db},
     log::{
         self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
@@ -110,7 +109,7 @@ impl Pump {
         metrics: Arc<Metrics>,
         warden: Arc<dyn Warden>,
     ) -> Result<(Self, Arc<Hub>), LogError> {
-        let mut conn = PgConnection::connect_with(db.options()).await?;
+        let mut conn = db.connect().await?;
         if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
         }
@@ -142,11 +141,11 @@ impl Pump {
                 () = stop.cancelled() => return,
                 Err(error) = self.follow() => error,
             };
-            // The first failure after a good time is news; the ones that follow it are not.
-            if self.db.is_reachable() {
-                tracing::warn!(%error, "lost Postgres; streams stay open");
+            // That Postgres is out of reach is told by whoever found out. The first failure after a good time is news; the ones
+            // that follow it are not.
+            if self.hub.metrics.pump_connected.set(0) == 1 && self.db.is_reachable() {
+                tracing::warn!(%error, "the log is not read for a moment; streams stay open");
             }
-            self.reachable(false);
             wait = if started.elapsed() > BACKOFF.1 { BACKOFF.0 } else { (wait * 2).min(BACKOFF.1) };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -157,17 +156,13 @@ impl Pump {
 
     /// One connection's life.
     async fn follow(&mut self) -> Result<std::convert::Infallible, LogError> {
-        let connecting = async { Ok(PgConnection::connect_with(self.db.options()).await?) };
-        let mut conn = timeout(ANSWER_TIMEOUT, connecting).await.unwrap_or(Err(SILENT))?;
+        let mut conn = self.db.connect().await?;
         let last = Some((&self.last, self.proof.as_slice()));
         if let Some(reason) = self.within(epoch::verify(&mut conn, self.settings.failover, last)).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream is told");
         }
         self.finish(&mut conn).await?;
-        if !self.db.is_reachable() {
-            tracing::info!("Postgres is back");
-        }
-        self.reachable(true);
+        self.hub.metrics.pump_connected.set(1);
         let bell = self.db.bell();
         loop {
             let asked = self.hub.asked.load(Ordering::SeqCst);
@@ -179,13 +174,8 @@ impl Pump {
         }
     }
 
-    fn reachable(&self, reachable: bool) {
-        self.db.set_reachable(reachable);
-        self.hub.metrics.postgres_reachable.set(i64::from(reachable));
-    }
-
     /// Routes what is new in `now`.
-    async fn advance(&mut self, conn: &mut PgConnection, now: Now, asked: u64) -> Result<(), LogError> {
+    async fn advance(&mut self, conn: &mut Conn, now: Now, asked: u64) -> Result<(), LogError> {
         let to = now.position();
         if to.epoch() != self.last.epoch() {
             self.proof.clear();
@@ -223,7 +213,7 @@ impl Pump {
     }
 
     /// Whatever a read says of rights holds before anything of it is sent, since what was made later may stand before it.
-    async fn heed_rights(&self, conn: &mut PgConnection, first: &Page, fresh: &[i64]) -> Result<(), LogError> {
+    async fn heed_rights(&self, conn: &mut Conn, first: &Page, fresh: &[i64]) -> Result<(), LogError> {
         let warden = &self.hub.warden;
         let takes = |event: &&Event| warden.takes_rights(&event.kind, &event.data);
         let rooms: Vec<String> = if first.last {
@@ -239,7 +229,7 @@ impl Pump {
         if rooms.is_empty() { Ok(()) } else { self.judge(conn, Some(&rooms)).await }
     }
 
-    async fn judge(&self, conn: &mut PgConnection, rooms: Option<&[String]>) -> Result<(), LogError> {
+    async fn judge(&self, conn: &mut Conn, rooms: Option<&[String]>) -> Result<(), LogError> {
         let mut suspects = self.hub.suspects(rooms);
         while !suspects.is_empty() {
             let rest = suspects.split_off(suspects.len().min(JUDGED_MAX));
@@ -257,7 +247,7 @@ impl Pump {
     }
 
     /// Goes on with a read that a lost connection cut: the sessions have some of its events already.
-    async fn finish(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn finish(&mut self, conn: &mut Conn) -> Result<(), LogError> {
         let Some((to, after)) = self.last.rest() else { return Ok(()) };
         let (from, to, epoch) = (self.last.base().clone(), to.clone(), self.last.epoch().clone());
         let now = self.now(conn, &to.minus(&from)).await?;
@@ -276,7 +266,7 @@ impl Pump {
     }
 
     /// Gives up a read whose beginning the log has let go.
-    async fn skip_rest(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn skip_rest(&mut self, conn: &mut Conn) -> Result<(), LogError> {
         let asked = self.hub.asked.load(Ordering::SeqCst);
         let now = self.now(conn, &[]).await?;
         if now.epoch == *self.last.epoch() {
@@ -287,7 +277,7 @@ impl Pump {
 
     async fn route(
         &mut self,
-        conn: &mut PgConnection,
+        conn: &mut Conn,
         mut reader: Reader,
         first: Option<Page>,
         read: u64,
@@ -329,7 +319,7 @@ impl Pump {
 
     /// Goes on from `now`, over more than can be routed, over what the log has let go, or to another epoch: every session
     /// reads for itself.
-    async fn jump(&mut self, conn: &mut PgConnection, now: &Now, asked: u64) -> Result<(), LogError> {
+    async fn jump(&mut self, conn: &mut Conn, now: &Now, asked: u64) -> Result<(), LogError> {
         self.judge(conn, None).await?;
         self.last = now.position();
         let tail = self.announce(now, asked, 1);
@@ -383,7 +373,7 @@ impl Pump {
     }
 
     /// The log now. Ids may name all of it.
-    async fn now(&self, conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Now, LogError> {
+    async fn now(&self, conn: &mut Conn, ranges: &[Range<u64>]) -> Result<Now, LogError> {
         let now = self.within(self.db.now(conn, ranges)).await?;
         if now.snapshot != *self.last.base() {
             self.within(named::keep(conn, &[&now.snapshot])).await?;
@@ -391,7 +381,7 @@ impl Pump {
         Ok(now)
     }
 
-    async fn page(&self, reader: &mut Reader, conn: &mut PgConnection) -> Result<Page, LogError> {
+    async fn page(&self, reader: &mut Reader, conn: &mut Conn) -> Result<Page, LogError> {
         self.patience.within(PAGE_TIMEOUT, reader.page(conn)).await
     }
 
@@ -399,7 +389,7 @@ impl Pump {
         self.patience.within(ANSWER_TIMEOUT, answer).await
     }
 
-    async fn mark(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn mark(&mut self, conn: &mut Conn) -> Result<(), LogError> {
         let PumpSettings { floor_every, retention, .. } = self.settings;
         if self.marked.is_some_and(|marked| marked.elapsed() < floor_every) {
             return Ok(());

@@ -66,7 +66,7 @@ impl Warden for Lenient {
         &[]
     }
 
-    fn judge<'a>(&'a self, _: &'a mut sqlx::PgConnection, _: Vec<Suspect>) -> Judging<'a> {
+    fn judge<'a>(&'a self, _: &'a mut crate::db::Conn, _: Vec<Suspect>) -> Judging<'a> {
         Box::pin(async { Ok(Vec::new()) })
     }
 }

@@ -13,10 +13,10 @@
 //! whose epoch the log has never heard of knows that the log was set back to before that epoch began. Whoever finds that
 //! out first adds the unknown epoch to the former ones, so that the other nodes that came from there know as well.
 
-use sqlx::{Acquire as _, PgConnection};
 use time::OffsetDateTime;
 
 use super::{Event, LogError, Now, Position, Snapshot};
+use crate::db::Conn;
 
 /// Epochs of before that the log remembers. A node that has slept through more of them makes one more.
 const FORMER_MAX: i32 = 32;
@@ -68,7 +68,7 @@ pub struct Identity {
 ///
 /// # Errors
 /// [`LogError::Broken`] on a standby: its snapshots do not show which transactions are running.
-pub async fn identity(conn: &mut PgConnection) -> Result<Identity, LogError> {
+pub async fn identity(conn: &mut Conn) -> Result<Identity, LogError> {
     if sqlx::query_scalar("select pg_is_in_recovery()").fetch_one(&mut *conn).await? {
         return Err(LogError::Broken("this Postgres is a standby; connect crewcast to the primary"));
     }
@@ -97,7 +97,7 @@ pub async fn identity(conn: &mut PgConnection) -> Result<Identity, LogError> {
 /// # Errors
 /// When Postgres does not answer, or is a standby.
 pub async fn verify(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     failover: Failover,
     last: Option<(&Position, &[Proof])>,
 ) -> Result<Option<&'static str>, LogError> {
@@ -115,7 +115,7 @@ pub async fn verify(
 
 /// Why the positions of before are worth nothing any more, if they are.
 async fn broken(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     identity: &Identity,
     failover: Failover,
     last: Option<(&Position, &[Proof])>,
@@ -148,7 +148,7 @@ async fn broken(
 }
 
 /// Whether these events are still in the log, under the same transactions, but for those that were let go.
-async fn holds(conn: &mut PgConnection, now: &Now, proof: &[Proof]) -> sqlx::Result<bool> {
+async fn holds(conn: &mut Conn, now: &Now, proof: &[Proof]) -> sqlx::Result<bool> {
     let kept: Vec<&Proof> = proof.iter().filter(|proof| !now.floor.contains(proof.xact.cast_unsigned())).collect();
     let found: i64 = sqlx::query_scalar(
         "select count(*) from unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) as proof (seq, xact, at)
@@ -169,25 +169,26 @@ async fn holds(conn: &mut PgConnection, now: &Now, proof: &[Proof]) -> sqlx::Res
 ///
 /// # Errors
 /// When Postgres does not answer or the role may not write the log.
-pub async fn renew(conn: &mut PgConnection, old: &str) -> Result<String, LogError> {
+pub async fn renew(conn: &mut Conn, old: &str) -> Result<String, LogError> {
     begin(conn, old, None).await
 }
 
 /// As [`renew`], by a node whose own epoch is `ours`. If the log does not know that one, it was set back to before it, and
 /// the other nodes that went on to it need not say so again.
-async fn begin(conn: &mut PgConnection, old: &str, ours: Option<&str>) -> Result<String, LogError> {
-    let mut tx = conn.begin().await?;
+async fn begin(conn: &mut Conn, old: &str, ours: Option<&str>) -> Result<String, LogError> {
+    conn.begin().await?;
     // What is said of it must hold through a crash, whatever the role sets.
     let durably =
         "select set_config('synchronous_commit', 'on', true) where current_setting('synchronous_commit') = 'off'";
-    sqlx::query(durably).execute(&mut *tx).await?;
+    sqlx::query(durably).execute(&mut *conn).await?;
     // Two nodes that notice at once: the second waits here, and then finds the epoch changed.
     let (epoch, floor): (String, String) =
-        sqlx::query_as("select epoch, floor from crewcast.log for update").fetch_one(&mut *tx).await?;
+        sqlx::query_as("select epoch, floor from crewcast.log for update").fetch_one(&mut *conn).await?;
     if epoch != old {
+        conn.rollback().await?;
         return Ok(epoch);
     }
-    adopt(&mut tx, &super::snapshot(&floor)?).await?;
+    adopt(conn, &super::snapshot(&floor)?).await?;
     let former: Vec<&str> = [old].into_iter().chain(ours.filter(|ours| *ours != old)).collect();
     let epoch = sqlx::query_scalar(
         "update crewcast.log
@@ -197,9 +198,9 @@ async fn begin(conn: &mut PgConnection, old: &str, ours: Option<&str>) -> Result
     )
     .bind(former)
     .bind(FORMER_MAX)
-    .fetch_one(&mut *tx)
+    .fetch_one(&mut *conn)
     .await?;
-    tx.commit().await?;
+    conn.commit().await?;
     Ok(epoch)
 }
 
@@ -209,7 +210,7 @@ async fn begin(conn: &mut PgConnection, old: &str, ours: Option<&str>) -> Result
 /// starts at `xmin`, not at the next id: a transaction that runs already may publish once this commits. In a cluster that
 /// the log's count is of, the count stays as it is: it has gone on since whatever copy was made, and in a log that is at
 /// home publishers are under way.
-async fn adopt(conn: &mut PgConnection, floor: &Snapshot) -> sqlx::Result<()> {
+async fn adopt(conn: &mut Conn, floor: &Snapshot) -> sqlx::Result<()> {
     sqlx::query(
         "update crewcast.cluster
          set sysid = home.sysid, database = home.database, written = pg_current_xact_id()::xid,

@@ -85,7 +85,7 @@ pub mod wal;
 
 use std::ops::Range;
 
-use sqlx::{FromRow as _, PgConnection, Row as _};
+use sqlx::{FromRow as _, Row as _};
 
 use self::wal::{Wal, wal_columns};
 pub use self::{
@@ -98,6 +98,8 @@ pub use self::{
     strips::{STRIP, STRIPS},
     wal::Seen,
 };
+
+use crate::db::Conn;
 
 /// More transactions than this at once are not routed one by one: the streams read them from the log.
 pub const FRESH_MAX: i64 = 100_000;
@@ -165,7 +167,7 @@ pub const NOW: &str = concat!(
 ///
 /// # Errors
 /// [`LogError::Ahead`] when the log was restored into a cluster that counts from below it.
-pub async fn look(conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Seen<Now>, LogError> {
+pub async fn look(conn: &mut Conn, ranges: &[Range<u64>]) -> Result<Seen<Now>, LogError> {
     let (lo, hi) = bounds(ranges);
     let row = sqlx::query(NOW).bind(lo).bind(hi).bind(FRESH_MAX + 1).fetch_one(conn).await?;
     if row.try_get("writing")? {
@@ -188,7 +190,7 @@ pub async fn look(conn: &mut PgConnection, ranges: &[Range<u64>]) -> Result<Seen
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn floor(conn: &mut PgConnection) -> Result<Snapshot, LogError> {
+pub async fn floor(conn: &mut Conn) -> Result<Snapshot, LogError> {
     let floor: String = sqlx::query_scalar("select floor from crewcast.log").fetch_one(conn).await?;
     snapshot(&floor)
 }
@@ -202,7 +204,7 @@ fn snapshot(floor: &str) -> Result<Snapshot, LogError> {
 ///
 /// # Errors
 /// When Postgres refuses, as it does while the log was not adopted by this cluster.
-pub async fn append(conn: &mut PgConnection, events: &[NewEvent], mutation_id: Option<&str>) -> sqlx::Result<Vec<i64>> {
+pub async fn append(conn: &mut Conn, events: &[NewEvent], mutation_id: Option<&str>) -> sqlx::Result<Vec<i64>> {
     // Room names hold no comma: a list of lists travels as a list of joined lists.
     let rooms: Vec<String> = events.iter().map(|event| event.rooms.join(",")).collect();
     let kinds: Vec<&str> = events.iter().map(|event| &*event.kind).collect();

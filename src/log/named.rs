@@ -15,12 +15,11 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use sqlx::PgConnection;
-
 use super::{
     LogError, Position, Snapshot,
     position::{ParseError, names},
 };
+use crate::db::Conn;
 
 /// Keeps sets, those that are kept already as they are. `$1`: their names, `$2`: their texts.
 pub const KEEP: &str = "
@@ -55,7 +54,7 @@ pub enum NoPosition {
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn keep(conn: &mut PgConnection, snapshots: &[&Snapshot]) -> Result<(), LogError> {
+pub async fn keep(conn: &mut Conn, snapshots: &[&Snapshot]) -> Result<(), LogError> {
     let named = snapshots.iter().filter_map(|snapshot| Some((snapshot.name()?, snapshot.to_string())));
     let (names, texts): (Vec<String>, Vec<String>) = named.unzip();
     if !names.is_empty() {
@@ -68,7 +67,7 @@ pub async fn keep(conn: &mut PgConnection, snapshots: &[&Snapshot]) -> Result<()
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn find(conn: &mut PgConnection, text: &str) -> Result<Result<Position, NoPosition>, LogError> {
+pub async fn find(conn: &mut Conn, text: &str) -> Result<Result<Position, NoPosition>, LogError> {
     let rows: Vec<(String, String)> = sqlx::query_as(FIND).bind(names(text)).fetch_all(conn).await?;
     let mut sets = HashMap::new();
     for (name, text) in rows {

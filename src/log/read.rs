@@ -1,8 +1,9 @@
 //! Reading the log: one primitive for the pump, for replays and for a room's history.
 
+use crate::db::Conn;
 use std::{collections::VecDeque, ops::Range};
 
-use sqlx::{FromRow as _, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{FromRow as _, Row as _, postgres::PgRow};
 
 use super::{
     Event, LogError, Position, Reading, Seen, Snapshot, bounds,
@@ -127,7 +128,7 @@ pub const LOOKED_MAX: i64 = 131_072;
 /// # Errors
 /// When Postgres refuses.
 pub async fn of_kinds(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     fresh: &[i64],
     kinds: &[&str],
     bytes_max: u64,
@@ -186,7 +187,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`LogError::TooOld`] and [`LogError::Foreign`] as for [`Reader::page`].
-    pub async fn count(&mut self, conn: &mut PgConnection, max: i64) -> Result<Option<i64>, LogError> {
+    pub async fn count(&mut self, conn: &mut Conn, max: i64) -> Result<Option<i64>, LogError> {
         let limit = max.saturating_add(1);
         let keys = self.keys(conn, limit, limit).await?;
         let count = i64::try_from(keys.len()).unwrap_or(i64::MAX);
@@ -202,7 +203,7 @@ impl Reader {
     /// # Errors
     /// [`LogError::TooOld`] when the floor has passed the position that the read began at, [`LogError::Foreign`] when the
     /// log has another epoch: nothing of the page may be used then.
-    pub async fn page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    pub async fn page(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
         let page = match &self.scope {
             Scope::All(xacts) if self.merge.is_none() && xacts.len() <= PAGE_MAX as usize => {
                 self.first_page(conn).await?
@@ -219,7 +220,7 @@ impl Reader {
     }
 
     /// All that a few transactions have, or the beginning of it.
-    async fn first_page(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    async fn first_page(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
         let Scope::All(xacts) = &self.scope else {
             return Err(LogError::Broken("only transactions have a first page"));
         };
@@ -234,7 +235,7 @@ impl Reader {
     }
 
     /// Gets to know the numbers of the next page.
-    async fn fetch_numbers(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn fetch_numbers(&mut self, conn: &mut Conn) -> Result<(), LogError> {
         match &self.scope {
             Scope::All(xacts) if self.merge.is_none() => {
                 self.merge = Some(Merge::of_transactions(xacts, self.after));
@@ -263,7 +264,7 @@ impl Reader {
     }
 
     /// Gets to know all numbers of the rooms' events, or the first ones and where the others are.
-    async fn fetch_keys(&mut self, conn: &mut PgConnection) -> Result<(), LogError> {
+    async fn fetch_keys(&mut self, conn: &mut Conn) -> Result<(), LogError> {
         if self.is_known {
             return Ok(());
         }
@@ -276,7 +277,7 @@ impl Reader {
         Ok(())
     }
 
-    async fn strips(&self, conn: &mut PgConnection, after: i64) -> Result<Vec<Strip>, LogError> {
+    async fn strips(&self, conn: &mut Conn, after: i64) -> Result<Vec<Strip>, LogError> {
         let Scope::Rooms(rooms) = &self.scope else { return Err(LogError::Broken("only rooms have strips")) };
         let (lo, hi) = bounds(&self.ranges);
         let statement = sqlx::query(STRIPS).bind(lo).bind(hi).bind(rooms).bind(after).bind(STRIP_EVENTS).bind(i64::MAX);
@@ -288,7 +289,7 @@ impl Reader {
         Ok(rows.iter().map(Strip::from_row).collect::<sqlx::Result<_>>()?)
     }
 
-    async fn page_of_keys(&mut self, conn: &mut PgConnection) -> Result<Page, LogError> {
+    async fn page_of_keys(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
         let page: Vec<i64> = self.keys.iter().copied().take(self.page_events).collect();
         let rows = sqlx::query(BODIES).bind(self.bytes_max).bind(&page).fetch_all(conn).await?;
         let mut events = self.checked(&rows)?;
@@ -316,7 +317,7 @@ impl Reader {
         self.page_events = most.clamp(1, PAGE_MAX as usize);
     }
 
-    async fn keys(&self, conn: &mut PgConnection, each: i64, all: i64) -> Result<Vec<i64>, LogError> {
+    async fn keys(&self, conn: &mut Conn, each: i64, all: i64) -> Result<Vec<i64>, LogError> {
         let Scope::Rooms(rooms) = &self.scope else { return Err(LogError::Broken("only rooms have keys")) };
         let (lo, hi) = bounds(&self.ranges);
         let statement = sqlx::query(KEYS).bind(lo).bind(hi).bind(rooms).bind(self.after).bind(each).bind(all);
@@ -365,7 +366,7 @@ fn check(reading: &Reading, row: &PgRow) -> Result<(), LogError> {
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn one(conn: &mut PgConnection, seq: i64) -> sqlx::Result<Option<Seen<Event>>> {
+pub async fn one(conn: &mut Conn, seq: i64) -> sqlx::Result<Option<Seen<Event>>> {
     let statement = concat!("select ", event_columns!(), ", ", wal_columns!(), " from crewcast.events where seq = $2");
     let row = sqlx::query(statement).bind(i64::MAX).bind(seq).fetch_optional(conn).await?;
     row.map(|row| Ok(Seen::new(Event::from_row(&row)?, Wal::from_row(&row)?))).transpose()

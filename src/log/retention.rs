@@ -3,9 +3,8 @@
 //! A position can be resumed when it includes the floor. The floor is always a noted position: a set of transactions
 //! that was a snapshot, so that what lies below it is exactly what somebody has seen as a whole.
 
+use crate::db::Conn;
 use std::time::Duration;
-
-use sqlx::PgConnection;
 
 use super::{LogError, Position, Snapshot};
 
@@ -15,7 +14,7 @@ use super::{LogError, Position, Snapshot};
 /// # Errors
 /// When Postgres does not answer.
 pub async fn note(
-    conn: &mut PgConnection,
+    conn: &mut Conn,
     position: &Position,
     events: i64,
     every: Duration,
@@ -60,7 +59,7 @@ pub async fn note(
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn marks(conn: &mut PgConnection) -> Result<Vec<Snapshot>, LogError> {
+pub async fn marks(conn: &mut Conn) -> Result<Vec<Snapshot>, LogError> {
     let marks: Vec<String> =
         sqlx::query_scalar("select position from crewcast.marks order by at").fetch_all(conn).await?;
     marks.iter().map(|mark| mark.parse().map_err(|_| LogError::Broken("a mark is not a snapshot"))).collect()

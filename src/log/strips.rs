@@ -7,9 +7,10 @@
 //! are both handed out in the course of time, few strips overlap. Each is then read when the [merge](super::merge) gets
 //! there: three times through the index in all, however much that is.
 
-use sqlx::{FromRow, PgConnection, postgres::PgRow};
+use sqlx::{FromRow, postgres::PgRow};
 
 use super::merge::Question;
+use crate::db::Conn;
 
 /// Events of a strip.
 pub(super) const STRIP_EVENTS: i64 = 4096;
@@ -64,7 +65,7 @@ impl Strip {
 }
 
 /// Asks for the numbers of these strips.
-pub(super) async fn ask(conn: &mut PgConnection, strips: &[Strip], question: &Question) -> sqlx::Result<PgRow> {
+pub(super) async fn ask(conn: &mut Conn, strips: &[Strip], question: &Question) -> sqlx::Result<PgRow> {
     let asked = || question.strands.iter().map(|place| &strips[usize::try_from(*place).expect("a strip's place")]);
     let column = |value: fn(&Strip) -> i64| asked().map(value).collect::<Vec<i64>>();
     sqlx::query(STRIP)

@@ -5,8 +5,6 @@
 //! insert position of the WAL with its snapshot, which lies behind every commit record that the snapshot shows, and
 //! gives away nothing of what it read before the flush position has passed it. [`Seen`] holds it back until then.
 
-use sqlx::PgConnection;
-
 /// The columns that make a [`Seen`] of a statement's row. They stand in the statement that takes the snapshot: what they call
 /// is evaluated after that was taken.
 macro_rules! wal_columns {
@@ -16,6 +14,8 @@ macro_rules! wal_columns {
     };
 }
 pub(super) use wal_columns;
+
+use crate::db::Conn;
 
 /// A byte of the WAL, counted from its beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, sqlx::Type)]
@@ -64,7 +64,7 @@ impl<T> Seen<T> {
 ///
 /// # Errors
 /// When Postgres does not answer.
-pub async fn flush_position(conn: &mut PgConnection) -> sqlx::Result<Lsn> {
+pub async fn flush_position(conn: &mut Conn) -> sqlx::Result<Lsn> {
     sqlx::query_scalar("select (pg_current_wal_flush_lsn() - '0/0')::bigint").fetch_one(conn).await
 }
 
@@ -74,7 +74,7 @@ pub async fn flush_position(conn: &mut PgConnection) -> sqlx::Result<Lsn> {
 ///
 /// # Errors
 /// When Postgres refuses or does not answer.
-pub async fn flush(conn: &mut PgConnection) -> sqlx::Result<()> {
+pub async fn flush(conn: &mut Conn) -> sqlx::Result<()> {
     let statement = "select set_config('synchronous_commit', 'local', true),
                             pg_logical_emit_message(true, 'crewcast', 'flush')";
     sqlx::query(statement).execute(conn).await.map(|_| ())

@@ -25,12 +25,11 @@ use axum::{
 };
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
-use sqlx::PgConnection;
 
 use super::{Answer, body};
 use crate::{
     auth::{Caller, Verifier},
-    db::{Db, Sweep, Write},
+    db::{Conn, Db, Sweep, Write},
     error::{Code, Error, Result},
     ids::Sub,
     log::NewEvent,
@@ -118,15 +117,15 @@ impl Tx {
 }
 
 impl Deref for Tx {
-    type Target = PgConnection;
+    type Target = Conn;
 
-    fn deref(&self) -> &PgConnection {
+    fn deref(&self) -> &Conn {
         &self.write
     }
 }
 
 impl DerefMut for Tx {
-    fn deref_mut(&mut self) -> &mut PgConnection {
+    fn deref_mut(&mut self) -> &mut Conn {
         &mut self.write
     }
 }
@@ -264,7 +263,7 @@ impl Repeatable {
 
     /// The answer to the first request of this name, if it changed something and is still kept. Until the transaction
     /// ends no other of this name begins.
-    async fn first(&self, conn: &mut PgConnection, ttl: IdempotencyTtl) -> Result<Option<Answer>> {
+    async fn first(&self, conn: &mut Conn, ttl: IdempotencyTtl) -> Result<Option<Answer>> {
         let claim = sqlx::query_scalar("select crewcast.claim_request($1, $2)");
         let is_alone: bool = claim.bind(&self.sub).bind(&self.key).fetch_one(&mut *conn).await?;
         if !is_alone {
@@ -290,7 +289,7 @@ impl Repeatable {
         }
     }
 
-    async fn keep<A>(&self, conn: &mut PgConnection, answer: &Answer<A>) -> Result<()> {
+    async fn keep<A>(&self, conn: &mut Conn, answer: &Answer<A>) -> Result<()> {
         sqlx::query(
             "insert into crewcast.answers (sub, key, fingerprint, status, location, version, body)
              values ($1, $2, $3, $4, $5, $6, $7)

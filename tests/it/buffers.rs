@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crewcast::db::Conn;
 use crewcast::log::{
     self, BODIES, FRESH_MAX, KEYS, LOOKED_MAX, NOW, NUMBERS, OF_KINDS, PAGE_MAX, Reader, Reading, STRIP, STRIPS, Scope,
     Snapshot, TRANSACTIONS,
@@ -10,7 +11,7 @@ use crewcast::log::{
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
-use crate::support::{connect, database, sql};
+use crate::support::{connect, database, own, sql};
 
 /// A connection with generic plans, made while the log is empty as a server's first ones are.
 async fn reader(url: &str) -> PgConnection {
@@ -134,11 +135,11 @@ async fn fill(conn: &mut PgConnection, seqs: Range<i64>, room: &str, xact: &str)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
     let url = database().await;
-    let mut conn = reader(&url).await;
+    let (mut conn, mut own) = (reader(&url).await, own(&url).await);
     let mut others = connect(&url).await;
     let one = "select crewcast.publish('{topic:quiet}', 'test:one', '{}')";
     sql(&mut others, one).await;
-    let before = log::look(&mut conn, &[]).await.unwrap().on_disk().snapshot;
+    let before = log::look(&mut own, &[]).await.unwrap().on_disk().snapshot;
     let mut giant = connect(&url).await;
     sql(&mut giant, "begin").await;
     fill(&mut giant, 1000..1_001_000, "'topic:quiet'", "pg_current_xact_id()::text::bigint").await;
@@ -147,7 +148,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
     }
     for state in ["open", "rolled back"] {
         // As a pump would that has not looked since.
-        let seen = log::look(&mut conn, &before.beyond()).await.unwrap().on_disk();
+        let seen = log::look(&mut own, &before.beyond()).await.unwrap().on_disk();
         assert_eq!(seen.fresh.len(), 100);
         touches(&mut conn, &now(&before.beyond()), 60).await;
         touches(&mut conn, &now(&seen.snapshot.beyond()), 60).await;
@@ -163,7 +164,7 @@ async fn an_open_transaction_with_a_million_events_costs_the_readers_nothing() {
             touches(&mut conn, &call, 60).await;
             sql(&mut giant, "rollback").await;
             // The first reads after it clean up.
-            let _ = log::look(&mut conn, &before.beyond()).await.unwrap();
+            let _ = log::look(&mut own, &before.beyond()).await.unwrap();
         } else {
             // `found` above was the first read of the room after the rollback: it marked a million index entries as
             // dead. What is left, until vacuum takes them, is their index's pages, not their rows.
@@ -177,7 +178,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
     const EVENTS: i64 = 1_000_000;
     const OFFSET: i64 = 1_000_000;
     let url = database().await;
-    let mut conn = reader(&url).await;
+    let (mut conn, mut own) = (reader(&url).await, own(&url).await);
     let mut others = connect(&url).await;
     // A log that was adopted: the ids of its past are all below those of this cluster.
     sql(&mut others, &format!("update crewcast.cluster set ofs = {OFFSET}, written = pg_current_xact_id()::xid")).await;
@@ -186,7 +187,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
     fill(&mut others, 1..EVENTS + 1, rooms, "(seq / 3 + 1)").await;
     fill(&mut others, EVENTS + 1..EVENTS + 50_001, "'topic:hot'", &OFFSET.to_string()).await;
     sql(&mut others, "select crewcast.publish('{topic:hot}', 'test:one', '{}')").await;
-    let seen = log::look(&mut conn, &[]).await.unwrap().on_disk().snapshot;
+    let seen = log::look(&mut own, &[]).await.unwrap().on_disk().snapshot;
     let empty = Snapshot::empty();
     // Two hundred writers were open when the client left, each at another place in the log.
     let scattered = (0..200).map(|n| 50_000 + n * 200..50_001 + n * 200).collect();
@@ -228,7 +229,7 @@ async fn a_long_log_costs_a_reader_what_is_new_to_it() {
 async fn a_transaction_of_many_events_is_not_looked_through_for_what_some_of_them_say() {
     const EVENTS: i64 = 3 * LOOKED_MAX;
     let url = database().await;
-    let mut conn = reader(&url).await;
+    let (mut conn, mut own) = (reader(&url).await, own(&url).await);
     let mut others = connect(&url).await;
     fill(&mut others, 1..EVENTS + 1, "'topic:hot'", "7").await;
     let one_in = |xact: i64, seq: i64| {
@@ -241,28 +242,28 @@ async fn a_transaction_of_many_events_is_not_looked_through_for_what_some_of_the
     // A third of what there is to look at.
     touches(&mut conn, &kinds(&[7]), LOOKED_MAX / 20).await;
     let kinds = ["membership:changed"];
-    let found = log::of_kinds(&mut conn, &[8, 9], &kinds, 65_536, 1000).await.unwrap().unwrap();
+    let found = log::of_kinds(&mut own, &[8, 9], &kinds, 65_536, 1000).await.unwrap().unwrap();
     assert_eq!(found.iter().map(|event| event.seq).collect::<Vec<_>>(), [EVENTS + 2]);
-    assert_eq!(log::of_kinds(&mut conn, &[9], &kinds, 65_536, 1000).await.unwrap(), Some(Vec::new()));
+    assert_eq!(log::of_kinds(&mut own, &[9], &kinds, 65_536, 1000).await.unwrap(), Some(Vec::new()));
     for fresh in [&[7][..], &[8, 7]] {
-        assert_eq!(log::of_kinds(&mut conn, fresh, &kinds, 65_536, 1000).await.unwrap(), None, "it is not known");
+        assert_eq!(log::of_kinds(&mut own, fresh, &kinds, 65_536, 1000).await.unwrap(), None, "it is not known");
     }
     assert_eq!(
-        log::of_kinds(&mut conn, &[8], &kinds, 65_536, 1).await.unwrap(),
+        log::of_kinds(&mut own, &[8], &kinds, 65_536, 1).await.unwrap(),
         None,
         "as many as may be told, or more"
     );
 }
 
 /// How often an index was asked, and how much it said.
-async fn asked(conn: &mut PgConnection, index: &str) -> (i64, i64) {
-    sql(conn, "select pg_stat_force_next_flush()").await;
+async fn asked(conn: &mut Conn, index: &str) -> (i64, i64) {
+    sqlx::query("select pg_stat_force_next_flush()").execute(&mut *conn).await.unwrap();
     let statement = "select idx_scan, idx_tup_read from pg_stat_user_indexes where indexrelname = $1";
     sqlx::query_as(statement).bind(index).fetch_one(conn).await.unwrap()
 }
 
 /// The numbers of all that there is to read, in order.
-async fn read(reader: &mut Reader, conn: &mut PgConnection) -> Vec<i64> {
+async fn read(reader: &mut Reader, conn: &mut Conn) -> Vec<i64> {
     let mut read = Vec::new();
     loop {
         let page = reader.page(conn).await.unwrap();
@@ -274,8 +275,9 @@ async fn read(reader: &mut Reader, conn: &mut PgConnection) -> Vec<i64> {
 }
 
 /// A read of all transactions up to an id, of a log that was adopted: this cluster's own are all above it.
-async fn from_the_beginning(conn: &mut PgConnection, xmax: u64) -> Reading {
-    sql(conn, &format!("update crewcast.cluster set ofs = {xmax}, written = pg_current_xact_id()::xid")).await;
+async fn from_the_beginning(conn: &mut Conn, xmax: u64) -> Reading {
+    let adopted = format!("update crewcast.cluster set ofs = {xmax}, written = pg_current_xact_id()::xid");
+    sqlx::query(AssertSqlSafe(adopted)).execute(&mut *conn).await.unwrap();
     let to = Snapshot::from_parts(xmax, Vec::new()).unwrap();
     Reading::new(log::look(conn, &[]).await.unwrap().on_disk().epoch, Snapshot::empty(), to).unwrap()
 }
@@ -284,20 +286,20 @@ async fn from_the_beginning(conn: &mut PgConnection, xmax: u64) -> Reading {
 async fn a_long_read_of_a_room_goes_through_its_index_three_times_however_long_it_is() {
     const EVENTS: i64 = 250_000;
     let url = database().await;
-    let mut conn = connect(&url).await;
+    let (mut conn, mut own) = (connect(&url).await, own(&url).await);
     // One transaction was open all the time, and each tenth event is in another room as well.
     fill(&mut conn, 1..EVENTS + 1, "'topic:hot'", "(case when seq % 1000 = 0 then 500 else 1000 + seq / 2 end)").await;
     let other = "insert into crewcast.event_rooms select hashtextextended('topic:other', 0), xact, seq from crewcast.events where seq % 10 = 0";
     sql(&mut conn, other).await;
     sql(&mut conn, "update crewcast.events set rooms = '{topic:hot,topic:other}' where seq % 10 = 0").await;
     sql(&mut conn, "vacuum analyze crewcast.events, crewcast.event_rooms").await;
-    let reading = from_the_beginning(&mut conn, 1_000_000).await;
+    let reading = from_the_beginning(&mut own, 1_000_000).await;
     let rooms = ["topic:hot", "topic:other"].map(str::to_owned);
     let mut reader = Reader::resume(reading, 100, Scope::Rooms(rooms.to_vec()), 65_536);
-    let before = asked(&mut conn, "event_rooms_pkey").await;
-    let numbers = read(&mut reader, &mut conn).await;
+    let before = asked(&mut own, "event_rooms_pkey").await;
+    let numbers = read(&mut reader, &mut own).await;
     assert!(numbers.iter().copied().eq(101..=EVENTS), "{} of {EVENTS}", numbers.len());
-    let after = asked(&mut conn, "event_rooms_pkey").await;
+    let after = asked(&mut own, "event_rooms_pkey").await;
     let said = after.1 - before.1;
     assert!(said <= 3 * (EVENTS + EVENTS / 10), "{said}");
 }
@@ -305,7 +307,7 @@ async fn a_long_read_of_a_room_goes_through_its_index_three_times_however_long_i
 #[tokio::test]
 async fn catching_up_asks_for_each_transaction_and_each_event_about_once_however_many_there_are() {
     let url = database().await;
-    let mut conn = connect(&url).await;
+    let (mut conn, mut own) = (connect(&url).await, own(&url).await);
     let mut seq = 1;
     // Many small ones, few large ones, and both, each the other way round as well.
     for (first, xact, transactions, events) in [
@@ -322,12 +324,12 @@ async fn catching_up_asks_for_each_transaction_and_each_event_about_once_however
             .await
             .unwrap();
         assert!(fresh.len().abs_diff(transactions) <= 1, "{} of {transactions}", fresh.len());
-        let reading = from_the_beginning(&mut conn, 100_000).await;
+        let reading = from_the_beginning(&mut own, 100_000).await;
         let mut reader = Reader::new(reading, Scope::All(fresh), 65_536);
-        let before = asked(&mut conn, "events_by_xact").await;
-        let numbers = read(&mut reader, &mut conn).await;
+        let before = asked(&mut own, "events_by_xact").await;
+        let numbers = read(&mut reader, &mut own).await;
         assert!(numbers.iter().copied().eq(seq..seq + events), "{xact}: {} of {events}", numbers.len());
-        let after = asked(&mut conn, "events_by_xact").await;
+        let after = asked(&mut own, "events_by_xact").await;
         let (asked, said) = (after.0 - before.0, after.1 - before.1);
         println!("{xact}: asked {asked}, said {said}");
         let most = transactions as i64 + events / 4;

@@ -20,6 +20,7 @@ use crewcast::{
         log,
         serve::{Signals, keep},
     },
+    db::{Conn, Db},
     http::{
         self,
         accept::{AcceptSettings, Acceptor},
@@ -36,7 +37,6 @@ use crewcast::{
 use nix::sys::signal::Signal;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use sqlx::PgConnection;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::{TcpListener, TcpStream},
@@ -324,7 +324,7 @@ impl Warden for Panics {
     fn kinds(&self) -> &'static [&'static str] {
         &[]
     }
-    fn judge<'a>(&'a self, _: &'a mut PgConnection, _: Vec<Suspect>) -> Judging<'a> {
+    fn judge<'a>(&'a self, _: &'a mut Conn, _: Vec<Suspect>) -> Judging<'a> {
         Box::pin(async { Ok(Vec::new()) })
     }
 }
@@ -334,7 +334,7 @@ async fn a_pump_that_panics_is_a_part_that_died() {
     let url = database().await;
     let stop = CancellationToken::new();
     let tasks = Tasks::new(stop.clone());
-    let db = crewcast::db::Db::new(url.parse().unwrap(), 2);
+    let db = Db::new(url.parse().unwrap(), 2, PATIENCE, Arc::default());
     let (metrics, warden) = (Arc::new(Metrics::default()), Arc::new(Panics));
     let (pump, _hub) = Pump::prime(db, pump_settings(), hub_settings(), metrics, warden).await.unwrap();
     tasks.part("pump", pump.run(stop));

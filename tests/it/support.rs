@@ -82,7 +82,7 @@ pub async fn database() -> String {
     }
     let url = url(options, &name);
     // It takes the copy for what it is.
-    epoch::verify(&mut connect(&url).await, Failover::Lossy, None).await.unwrap();
+    epoch::verify(&mut own(&url).await, Failover::Lossy, None).await.unwrap();
     url
 }
 
@@ -94,6 +94,11 @@ pub fn url(options: &PgConnectOptions, database: &str) -> String {
 /// A connection to a test's database.
 pub async fn connect(url: &str) -> PgConnection {
     PgConnection::connect(url).await.unwrap()
+}
+
+/// One as the service's own are.
+pub async fn own(url: &str) -> crewcast::db::Conn {
+    crewcast::db::connect(&url.parse().unwrap()).await.unwrap()
 }
 
 /// Runs one statement.

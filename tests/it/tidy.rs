@@ -85,3 +85,13 @@ fn nobody_takes_a_lock_that_a_panic_takes_away() {
 fn a_layer_that_is_crossed_is_found() {
     assert!(!offenders("http", &["domain"]).is_empty() && !offenders("app", &["hub"]).is_empty());
 }
+
+#[test]
+fn every_statement_goes_through_a_connection_that_bounds_it() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let others = sources(&src).into_iter().filter(|file| !file.starts_with(src.join("db")));
+    let names = ["PgConnection", "PgPool", "PoolConnection", "sqlx::pool"];
+    let direct = others.filter(|file| names.iter().any(|name| fs::read_to_string(file).unwrap().contains(name)));
+    let direct: Vec<PathBuf> = direct.collect();
+    assert!(direct.is_empty(), "connections of sqlx's are used in src/db alone: {direct:?}");
+}

@@ -3,11 +3,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sqlx::{PgConnection, types::JsonValue};
+use sqlx::types::JsonValue;
 use uuid::Uuid;
 
 use super::{Caller, Digest, SessionId};
-use crate::{db::desk::Clerk, error::Result, metrics::Metrics};
+use crate::{db::Conn, db::desk::Clerk, error::Result, metrics::Metrics};
 
 /// Reads sessions. `$1`: the digests of their cookies.
 pub const READ: &str = "
@@ -35,7 +35,7 @@ impl Clerk for Judge {
     type Question = Digest;
     type Answer = Verdict;
 
-    async fn answer(&mut self, conn: &mut PgConnection, digests: &[Digest]) -> Result<Vec<Verdict>> {
+    async fn answer(&mut self, conn: &mut Conn, digests: &[Digest]) -> Result<Vec<Verdict>> {
         self.metrics.session_statements.inc();
         let asked: Vec<&[u8]> = digests.iter().map(|digest| &digest.0[..]).collect();
         let rows: Vec<Row> = sqlx::query_as(READ).bind(asked).fetch_all(conn).await?;

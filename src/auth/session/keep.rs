@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Caller, Digest, Sessions, judge::caller_of};
 use crate::{
     auth::opened::{self, Opened},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// The shortest time between two looks, however many ask for one: what comes meanwhile shares the next.
@@ -99,13 +99,7 @@ impl Sessions {
         R: Send + Unpin + for<'r> FromRow<'r, PgRow>,
     {
         let mut conn = self.db.acquire().await?;
-        let rows = sqlx::query_as(statement).bind(sessions).fetch_all(&mut *conn);
-        let Ok(rows) = timeout(self.settings.statement_timeout, rows).await else {
-            // It is in the middle of an answer that never comes.
-            conn.close_on_drop();
-            return Err(Error::unavailable("The database does not answer."));
-        };
-        Ok(rows?)
+        Ok(sqlx::query_as(statement).bind(sessions).fetch_all(&mut conn).await?)
     }
 
     /// A stream has the claims of its session now.

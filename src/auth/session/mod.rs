@@ -173,7 +173,7 @@ impl Sessions {
             .bind(caller.expires_at)
             .bind(old.map(|old| old.digest().0))
             .bind(i64::from(self.settings.per_user));
-        let begun: Option<Uuid> = begun.fetch_optional(&mut *conn).await?;
+        let begun: Option<Uuid> = begun.fetch_optional(&mut conn).await?;
         let Some(_) = begun else {
             let detail = format!("You have {} sessions: sign out of one of them.", self.settings.per_user);
             return Err(Error::new(Code::RateLimited, detail).with_retry_after(LIMIT_RETRY));
@@ -195,7 +195,7 @@ impl Sessions {
         }
         let digests: Vec<_> = cookies.iter().map(|cookie| cookie.digest().0).collect();
         let mut conn = self.db.acquire().await?;
-        let ended = sqlx::query(END).bind(digests).execute(&mut *conn).await?.rows_affected();
+        let ended = sqlx::query(END).bind(digests).execute(&mut conn).await?.rows_affected();
         self.metrics.sessions_ended.inc_by(ended);
         self.look_now();
         Ok(())
@@ -250,7 +250,7 @@ impl Sessions {
         let Some(session) = self.open.credential(stream) else { return Ok(None) };
         let mut conn = self.db.acquire().await?;
         let replace = sqlx::query_scalar(REPLACE).bind(session).bind(Json(caller)).bind(caller.expires_at);
-        let claims: Option<[u8; 32]> = replace.fetch_optional(&mut *conn).await?;
+        let claims: Option<[u8; 32]> = replace.fetch_optional(&mut conn).await?;
         // One that is gone was signed out of: its streams are about to end.
         let Some(claims) = claims else { return Ok(None) };
         self.open.know(stream, Digest(claims));

@@ -3,11 +3,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use sqlx::{PgConnection, types::JsonValue};
+use sqlx::types::JsonValue;
 
 use super::{Caller, Digest, TicketSettings};
 use crate::{
-    db::{Db, desk::Clerk},
+    db::{Conn, Db, desk::Clerk},
     error::Result,
     metrics::Metrics,
 };
@@ -50,7 +50,7 @@ impl Clerk for Judge {
     type Question = Digest;
     type Answer = Verdict;
 
-    async fn answer(&mut self, conn: &mut PgConnection, digests: &[Digest]) -> Result<Vec<Verdict>> {
+    async fn answer(&mut self, conn: &mut Conn, digests: &[Digest]) -> Result<Vec<Verdict>> {
         self.metrics.ticket_statements.inc();
         let asked: Vec<&[u8]> = digests.iter().map(|digest| &digest.0[..]).collect();
         let rows: Vec<(Vec<u8>, JsonValue, bool)> = sqlx::query_as(USE)

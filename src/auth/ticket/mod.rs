@@ -229,7 +229,7 @@ impl Tickets {
             .bind(self.settings.ttl.as_secs_f64())
             .bind(caller.expires_at)
             .bind(i64::from(self.settings.per_user));
-        Ok(stored.fetch_optional(&mut *conn).await?)
+        Ok(stored.fetch_optional(&mut conn).await?)
     }
 
     /// A stream goes on with these claims, and so does the ticket that it was opened with, if it was.
@@ -240,7 +240,7 @@ impl Tickets {
         let Some(digest) = self.open.credential(stream) else { return Ok(()) };
         let mut conn = self.db.acquire().await?;
         let renew = sqlx::query(REPLACE).bind(digest.0).bind(Json(caller)).bind(caller.expires_at);
-        renew.bind(self.settings.ahead().as_secs_f64()).execute(&mut *conn).await?;
+        renew.bind(self.settings.ahead().as_secs_f64()).execute(&mut conn).await?;
         Ok(())
     }
 

@@ -6,14 +6,13 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{Amount, Domain, rules};
 use crate::{
     auth::Treasurer,
-    db::Db,
+    db::{Conn, Db},
     error::{Error, OnConstraint as _, Result},
     ids::{Slug, Text},
     web::{
@@ -175,7 +174,7 @@ async fn set_balance(
 }
 
 /// A new account; none when there is one of that name.
-async fn make(conn: &mut PgConnection, id: &Slug, set: &Set) -> Result<Option<Account>> {
+async fn make(conn: &mut Conn, id: &Slug, set: &Set) -> Result<Option<Account>> {
     sqlx::query_as(concat!(
         "insert into crewcast.accounts (id, name, division) values ($1, $2, $3) on conflict (id) do nothing returning ",
         columns!()
@@ -192,7 +191,7 @@ async fn make(conn: &mut PgConnection, id: &Slug, set: &Set) -> Result<Option<Ac
 ///
 /// # Errors
 /// When Postgres refuses.
-pub(super) async fn lock(conn: &mut PgConnection, id: &str) -> Result<Option<Account>> {
+pub(super) async fn lock(conn: &mut Conn, id: &str) -> Result<Option<Account>> {
     let account =
         sqlx::query_as(concat!("select ", columns!(), " from crewcast.accounts where id = $1 for no key update"))
             .bind(id)
@@ -201,7 +200,7 @@ pub(super) async fn lock(conn: &mut PgConnection, id: &str) -> Result<Option<Acc
     Ok(account)
 }
 
-async fn store(conn: &mut PgConnection, account: &Account, changed: &Changed) -> Result<Account> {
+async fn store(conn: &mut Conn, account: &Account, changed: &Changed) -> Result<Account> {
     sqlx::query_as(concat!(
         "update crewcast.accounts
          set name = $2, division = $3, balance = $4, version = version + 1, field_versions = field_versions || $5

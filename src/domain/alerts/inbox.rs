@@ -12,7 +12,7 @@
 
 use axum::extract::State;
 use serde::Serialize;
-use sqlx::{FromRow, PgConnection, Postgres, postgres::PgRow, query::QueryAs};
+use sqlx::{FromRow, Postgres, postgres::PgRow, query::QueryAs};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Alert, Domain, columns};
 use crate::{
     auth::Caller,
-    db::Db,
+    db::{Conn, Db},
     domain::{Retention, people::Known},
     error::{Error, Result},
     ids::Room,
@@ -278,14 +278,14 @@ impl<'a> Reader<'a> {
         statement.bind(&self.divisions).bind(self.retention)
     }
 
-    async fn unread(&self, conn: &mut PgConnection) -> Result<i64> {
+    async fn unread(&self, conn: &mut Conn) -> Result<i64> {
         let (unread,) = self.query(COUNT).fetch_one(conn).await?;
         Ok(unread)
     }
 
     /// Waits for the reader's other acknowledgements, then for whoever raises, and sorts all there is. Until the transaction
     /// ends nobody raises anything; the parent's doc says why.
-    async fn take_turn(&self, conn: &mut PgConnection) -> Result<()> {
+    async fn take_turn(&self, conn: &mut Conn) -> Result<()> {
         let inbox = sqlx::query("select from crewcast.inboxes where sub = $1 for no key update");
         inbox.bind(self.caller.sub.as_str()).execute(&mut *conn).await?;
         sqlx::query("lock table crewcast.alert_turns in share mode").execute(&mut *conn).await?;
@@ -307,7 +307,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Notes that a person acknowledged alerts: those of them that they had not before. All were sorted.
-async fn acknowledged_anew(conn: &mut PgConnection, sub: &str, alerts: &[(i64, Uuid)]) -> Result<Vec<Uuid>> {
+async fn acknowledged_anew(conn: &mut Conn, sub: &str, alerts: &[(i64, Uuid)]) -> Result<Vec<Uuid>> {
     let (numbers, ids): (Vec<i64>, Vec<Uuid>) = alerts.iter().copied().unzip();
     let noted = sqlx::query_scalar(
         "with given as (select * from unnest($2::bigint[], $3::uuid[]) with ordinality as given (number, id, nth)),

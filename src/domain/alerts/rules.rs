@@ -9,7 +9,6 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     auth::Treasurer,
-    db::Db,
+    db::{Conn, Db},
     error::{Error, Result},
     ids::Slug,
     web::{
@@ -272,7 +271,7 @@ fn fell_below(account: &Account, rule: Rule) -> NewAlert {
     }
 }
 
-async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Rule> {
+async fn find(conn: &mut Conn, id: Uuid) -> Result<Rule> {
     let rule = sqlx::query_as(concat!("select ", columns!(), " from crewcast.alert_rules where id = $1"))
         .bind(id)
         .fetch_optional(conn)
@@ -281,14 +280,14 @@ async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Rule> {
 }
 
 /// A rule and its account, which is locked: nobody else changes either.
-async fn lock(conn: &mut PgConnection, id: Uuid) -> Result<(Account, Rule)> {
+async fn lock(conn: &mut Conn, id: Uuid) -> Result<(Account, Rule)> {
     let account_id = find(conn, id).await?.account_id;
     let account = accounts::lock(conn, &account_id).await?.ok_or_else(Error::not_found)?;
     // A statement of its own: its snapshot is younger than the lock.
     Ok((account, find(conn, id).await?))
 }
 
-async fn store(conn: &mut PgConnection, rule: &Rule, changed: &Changed) -> Result<Rule> {
+async fn store(conn: &mut Conn, rule: &Rule, changed: &Changed) -> Result<Rule> {
     let rule = sqlx::query_as(concat!(
         "update crewcast.alert_rules
          set below = $2, severity = $3, audience = $4, armed = $5, version = version + 1,

@@ -7,7 +7,7 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::{Connection as _, PgConnection, Postgres, QueryBuilder};
+use sqlx::{Executor as _, Postgres, QueryBuilder};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{Domain, Hours, Key, Number, capacity_of, current_week, employees, projects, tell};
 use crate::{
     auth::{Caller, Manages},
-    db::Db,
+    db::{Conn, Db},
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Week},
     web::{
@@ -288,7 +288,7 @@ struct Locked {
 }
 
 impl Locked {
-    async fn take(conn: &mut PgConnection, projects: &[Uuid], employees: &[Uuid]) -> Result<Self> {
+    async fn take(conn: &mut Conn, projects: &[Uuid], employees: &[Uuid]) -> Result<Self> {
         let projects = projects::hold_all(conn, projects).await?;
         Ok(Self { projects, employees: employees::lock(conn, employees).await? })
     }
@@ -310,24 +310,23 @@ impl Locked {
 /// The assignment says what is to be locked and can be read only before that. If another change moved it in the
 /// meantime, what was locked is given free again: a lock added out of order could close a circle. Each turn means that
 /// somebody else got theirs done.
-async fn hold(conn: &mut PgConnection, id: Uuid, change: &Change) -> Result<Assignment> {
+async fn hold(conn: &mut Conn, id: Uuid, change: &Change) -> Result<Assignment> {
     loop {
-        let mut turn = conn.begin().await?;
-        let seen = find(&mut turn, id).await?;
+        (&mut *conn).execute("savepoint turn").await?;
+        let seen = find(conn, id).await?;
         let projects: Vec<Uuid> = [seen.project_id].into_iter().chain(change.project_id).collect();
         let employees: Vec<Uuid> = [seen.employee_id].into_iter().chain(change.employee_id).collect();
-        let locked = Locked::take(&mut turn, &projects, &employees).await?;
-        let held = find(&mut turn, id).await?;
+        let locked = Locked::take(conn, &projects, &employees).await?;
+        let held = find(conn, id).await?;
         if (held.project_id, held.employee_id) == (seen.project_id, seen.employee_id) {
             locked.require(change.project_id, change.employee_id)?;
-            turn.commit().await?;
             return Ok(held);
         }
-        turn.rollback().await?;
+        conn.rollback_to("turn").await?;
     }
 }
 
-async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Assignment> {
+async fn find(conn: &mut Conn, id: Uuid) -> Result<Assignment> {
     let assignment = sqlx::query_as(concat!("select ", columns!(), " from crewcast.assignments where id = $1"))
         .bind(id)
         .fetch_optional(conn)
@@ -335,7 +334,7 @@ async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Assignment> {
     assignment.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, assignment: &Assignment, changed: &Changed) -> Result<Assignment> {
+async fn store(conn: &mut Conn, assignment: &Assignment, changed: &Changed) -> Result<Assignment> {
     sqlx::query_as(concat!(
         "update crewcast.assignments
          set employee_id = $2, project_id = $3, week = $4, hours = $5, version = version + 1,
@@ -356,7 +355,7 @@ async fn store(conn: &mut PgConnection, assignment: &Assignment, changed: &Chang
 }
 
 /// The weeks from the current one on in which an employee has assignments.
-pub(super) async fn weeks_ahead(conn: &mut PgConnection, employee_id: Uuid) -> Result<Vec<Key>> {
+pub(super) async fn weeks_ahead(conn: &mut Conn, employee_id: Uuid) -> Result<Vec<Key>> {
     let ahead = concat!(
         "select distinct employee_id, week from crewcast.assignments where employee_id = $1 and week >= ",
         current_week!()
@@ -365,32 +364,32 @@ pub(super) async fn weeks_ahead(conn: &mut PgConnection, employee_id: Uuid) -> R
 }
 
 /// All weeks in which an employee has assignments.
-pub(super) async fn weeks_of_employee(conn: &mut PgConnection, employee_id: Uuid) -> Result<Vec<Key>> {
+pub(super) async fn weeks_of_employee(conn: &mut Conn, employee_id: Uuid) -> Result<Vec<Key>> {
     let weeks = sqlx::query_as("select distinct employee_id, week from crewcast.assignments where employee_id = $1");
     Ok(weeks.bind(employee_id).fetch_all(conn).await?)
 }
 
 /// All weeks in which somebody has an assignment to a project.
-pub(super) async fn weeks_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<Vec<Key>> {
+pub(super) async fn weeks_of_project(conn: &mut Conn, project_id: Uuid) -> Result<Vec<Key>> {
     let weeks = sqlx::query_as("select employee_id, week from crewcast.assignments where project_id = $1");
     Ok(weeks.bind(project_id).fetch_all(conn).await?)
 }
 
 /// Everybody who has an assignment to a project.
-pub(super) async fn employees_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<Vec<Uuid>> {
+pub(super) async fn employees_of_project(conn: &mut Conn, project_id: Uuid) -> Result<Vec<Uuid>> {
     let employees = sqlx::query_scalar("select distinct employee_id from crewcast.assignments where project_id = $1");
     Ok(employees.bind(project_id).fetch_all(conn).await?)
 }
 
 /// Deletes what somebody was assigned to.
-pub(super) async fn delete_of_employee(conn: &mut PgConnection, employee_id: Uuid) -> Result<()> {
+pub(super) async fn delete_of_employee(conn: &mut Conn, employee_id: Uuid) -> Result<()> {
     let delete = sqlx::query("delete from crewcast.assignments where employee_id = $1");
     delete.bind(employee_id).execute(conn).await?;
     Ok(())
 }
 
 /// Deletes the assignments to a project.
-pub(super) async fn delete_of_project(conn: &mut PgConnection, project_id: Uuid) -> Result<()> {
+pub(super) async fn delete_of_project(conn: &mut Conn, project_id: Uuid) -> Result<()> {
     let delete = sqlx::query("delete from crewcast.assignments where project_id = $1");
     delete.bind(project_id).execute(conn).await?;
     Ok(())

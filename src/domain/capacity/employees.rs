@@ -8,7 +8,6 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -16,7 +15,7 @@ use uuid::Uuid;
 use super::{Domain, Hours, Number, assignments, capacity_of, tell};
 use crate::{
     auth::{Caller, Manages},
-    db::Db,
+    db::{Conn, Db},
     error::{Code, Error, OnConstraint as _, Result},
     ids::{Slug, Text},
     web::{
@@ -271,18 +270,18 @@ fn in_use() -> Error {
 }
 
 /// Locks employees, in the order that everybody locks them in: those of them that are there.
-pub(super) async fn lock(conn: &mut PgConnection, ids: &[Uuid]) -> Result<Vec<Uuid>> {
+pub(super) async fn lock(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Uuid>> {
     let lock = sqlx::query_scalar("select id from crewcast.employees where id = any($1) order by id for no key update");
     Ok(lock.bind(ids).fetch_all(conn).await?)
 }
 
 /// Locks everybody who has an assignment to a project, in the same order.
-pub(super) async fn lock_those_on(conn: &mut PgConnection, project_id: Uuid) -> Result<()> {
+pub(super) async fn lock_those_on(conn: &mut Conn, project_id: Uuid) -> Result<()> {
     let employees = assignments::employees_of_project(conn, project_id).await?;
     lock(conn, &employees).await.map(drop)
 }
 
-async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Employee> {
+async fn find(conn: &mut Conn, id: Uuid) -> Result<Employee> {
     let employee = sqlx::query_as(concat!("select ", columns!(), " from crewcast.employees where id = $1"))
         .bind(id)
         .fetch_optional(conn)
@@ -290,7 +289,7 @@ async fn find(conn: &mut PgConnection, id: Uuid) -> Result<Employee> {
     employee.ok_or_else(Error::not_found)
 }
 
-async fn store(conn: &mut PgConnection, employee: &Employee, changed: &Changed) -> Result<Employee> {
+async fn store(conn: &mut Conn, employee: &Employee, changed: &Changed) -> Result<Employee> {
     sqlx::query_as(concat!(
         "update crewcast.employees
          set name = $2, division = $3, weekly_hours = $4, version = version + 1, field_versions = field_versions || $5

@@ -16,7 +16,6 @@ mod hours;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
@@ -25,7 +24,7 @@ use self::hours::{Hours, Number};
 use super::{Domain, projects};
 use crate::{
     auth::Caller,
-    db::Db,
+    db::{Conn, Db},
     error::Result,
     ids::{Slug, Week},
     log::NewEvent,
@@ -166,7 +165,7 @@ pub(super) async fn release(tx: &mut Tx, project_id: Uuid) -> Result<()> {
 type Key = (Uuid, String);
 
 /// These weeks as they are, each once. Their employees are locked: only this transaction changes them.
-async fn capacity_of(conn: &mut PgConnection, weeks: &[Key]) -> Result<Vec<Capacity>> {
+async fn capacity_of(conn: &mut Conn, weeks: &[Key]) -> Result<Vec<Capacity>> {
     let (employees, weeks): (Vec<Uuid>, Vec<&str>) = weeks.iter().map(|(id, week)| (*id, week.as_str())).unzip();
     let capacity = sqlx::query_as(capacity!(
         "select distinct employee_id, week from unnest($1::uuid[], $2::text[]) as given (employee_id, week)"

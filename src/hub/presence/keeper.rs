@@ -2,7 +2,6 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use sqlx::{Connection as _, PgConnection, Postgres, pool::PoolConnection};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -14,7 +13,7 @@ use super::{
 };
 use crate::{
     bus::{Bus, Message},
-    db::Db,
+    db::{Conn, Db},
     ids::NodeKey,
 };
 
@@ -131,26 +130,25 @@ impl Keeper {
         self.beat += 1;
         self.batch += i64::from(batch.is_news());
         let node = self.presence.node;
-        let mut conn = self.conn().await?;
-        let mut tx = conn.inner.begin().await?;
-        let is_new = self.write_own(&mut tx, ended).await?;
+        let mut conn = self.db.acquire_own().await?;
+        conn.begin().await?;
+        let is_new = self.write_own(&mut conn, ended).await?;
         if is_new && self.is_known {
             // A crash has emptied the tables, or we were away for so long that we were swept.
             self.presence.take_again(batch);
             self.batch += 1;
-            self.write_own(&mut tx, ended).await?;
+            self.write_own(&mut conn, ended).await?;
         }
         if ended {
             // What a write that was given up at the end would have said.
-            store::end(&mut tx, node, self.batch).await?;
+            store::end(&mut conn, node, self.batch).await?;
         }
         if self.forget_at <= Instant::now() {
-            store::forget(&mut tx, node, ROW_KEPT).await?;
+            store::forget(&mut conn, node, ROW_KEPT).await?;
             self.forget_at = Instant::now() + FORGET_EVERY;
         }
-        let statements = store::write(&mut tx, node, self.batch, batch).await?;
-        tx.commit().await?;
-        conn.is_whole = true;
+        let statements = store::write(&mut conn, node, self.batch, batch).await?;
+        conn.commit().await?;
         self.presence.metrics.presence_statements.inc_by(statements);
         self.is_known = true;
         if batch.is_news() || is_new {
@@ -159,7 +157,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn write_own(&self, conn: &mut PgConnection, ended: bool) -> sqlx::Result<bool> {
+    async fn write_own(&self, conn: &mut Conn, ended: bool) -> sqlx::Result<bool> {
         let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended, age: Duration::ZERO };
         store::write_node(conn, beat, &self.name).await
     }
@@ -174,9 +172,9 @@ impl Keeper {
     }
 
     async fn try_to_look(&mut self) -> sqlx::Result<()> {
-        let mut conn = self.conn().await?;
+        let mut conn = self.db.acquire_own().await?;
         let at = Instant::now();
-        let beats = store::nodes(&mut conn.inner, self.presence.node).await?;
+        let beats = store::nodes(&mut conn, self.presence.node).await?;
         let findings = self.leases.looked(&beats, at);
         for node in &findings.dead {
             tracing::warn!(%node, "a node gives no sign of life: its users have left");
@@ -184,17 +182,16 @@ impl Keeper {
         }
         for (node, follow) in findings.read {
             let batch = beats.iter().find(|beat| beat.node == node).map_or(-1, |beat| beat.batch);
-            let batch = self.follow(&mut conn.inner, node, follow).await?.max(batch);
+            let batch = self.follow(&mut conn, node, follow).await?.max(batch);
             self.leases.followed(node, batch, at);
         }
-        conn.is_whole = true;
         self.bus.set_alone(self.leases.alive() == 0);
         self.presence.metrics.presence_nodes.set(self.leases.alive().try_into().unwrap_or(i64::MAX));
         Ok(())
     }
 
     /// Takes a node's streams into the picture; the last batch that they are of.
-    async fn follow(&self, conn: &mut PgConnection, node: NodeKey, follow: Follow) -> sqlx::Result<i64> {
+    async fn follow(&self, conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<i64> {
         let rows = store::rows(conn, node, follow).await?;
         let (batch, stamp) = (rows.iter().map(|row| row.batch).max(), rows.iter().filter_map(|row| row.stamp).max());
         let now = Instant::now();
@@ -216,30 +213,10 @@ impl Keeper {
         }
     }
 
-    /// A connection that is closed when what was begun on it did not come to its end.
-    async fn conn(&self) -> sqlx::Result<Conn> {
-        Ok(Conn { inner: self.db.acquire_own().await?, is_whole: false })
-    }
-
     /// That Postgres is out of reach is told by whoever found out.
     fn failed(&self, error: &sqlx::Error) {
         if self.db.is_reachable() {
             tracing::debug!(%error, "presence is not shared with the other nodes for a moment");
-        }
-    }
-}
-
-/// A connection in use.
-struct Conn {
-    inner: PoolConnection<Postgres>,
-    /// Whether nothing that was begun on it is unfinished.
-    is_whole: bool,
-}
-
-impl Drop for Conn {
-    fn drop(&mut self) {
-        if !self.is_whole {
-            self.inner.close_on_drop();
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{FromRow, PgConnection};
+use sqlx::FromRow;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -10,7 +10,10 @@ use super::{
     facts::{Editing, Facts, Report, Status, Who},
     leases::{Beat, Follow},
 };
-use crate::{db::Sweep, ids::NodeKey};
+use crate::{
+    db::{Conn, Sweep},
+    ids::NodeKey,
+};
 
 /// A node whose beat is older has nobody who believes in it any more.
 const NODE_KEPT: Duration = Duration::from_secs(300);
@@ -94,23 +97,23 @@ impl Batch {
 }
 
 /// Writes a node's own row. Whether it is new.
-pub(super) async fn write_node(conn: &mut PgConnection, beat: Beat, name: &str) -> sqlx::Result<bool> {
+pub(super) async fn write_node(conn: &mut Conn, beat: Beat, name: &str) -> sqlx::Result<bool> {
     let Beat { node, beat, batch, ended, .. } = beat;
     sqlx::query_scalar(NODE).bind(node.to_sql()).bind(name).bind(beat).bind(batch).bind(ended).fetch_one(conn).await
 }
 
 /// No stream of a node is open any more.
-pub(super) async fn end(conn: &mut PgConnection, node: NodeKey, nth: i64) -> sqlx::Result<()> {
+pub(super) async fn end(conn: &mut Conn, node: NodeKey, nth: i64) -> sqlx::Result<()> {
     sqlx::query(END).bind(node.to_sql()).bind(nth).execute(conn).await.map(|_| ())
 }
 
 /// Deletes a node's streams that have counted no more for so long.
-pub(super) async fn forget(conn: &mut PgConnection, node: NodeKey, kept: Duration) -> sqlx::Result<()> {
+pub(super) async fn forget(conn: &mut Conn, node: NodeKey, kept: Duration) -> sqlx::Result<()> {
     sqlx::query(FORGET).bind(node.to_sql()).bind(kept.as_secs_f64()).execute(conn).await.map(|_| ())
 }
 
 /// Writes a batch of a node. The statements that it took.
-pub(super) async fn write(conn: &mut PgConnection, node: NodeKey, nth: i64, batch: &Batch) -> sqlx::Result<u64> {
+pub(super) async fn write(conn: &mut Conn, node: NodeKey, nth: i64, batch: &Batch) -> sqlx::Result<u64> {
     let mut statements = 0;
     let now = Instant::now();
     for streams in batch.put.chunks(STREAMS_MAX) {
@@ -124,13 +127,7 @@ pub(super) async fn write(conn: &mut PgConnection, node: NodeKey, nth: i64, batc
     Ok(statements)
 }
 
-async fn put(
-    conn: &mut PgConnection,
-    node: NodeKey,
-    nth: i64,
-    streams: &[(Uuid, Facts)],
-    now: Instant,
-) -> sqlx::Result<()> {
+async fn put(conn: &mut Conn, node: NodeKey, nth: i64, streams: &[(Uuid, Facts)], now: Instant) -> sqlx::Result<()> {
     let of = |get: fn(&Facts) -> Option<&str>| streams.iter().map(move |(_, facts)| get(facts)).collect::<Vec<_>>();
     let rooms = streams.iter().map(|(_, facts)| facts.rooms.join(","));
     let grace = |facts: &Facts| facts.ends.map(|ends| (ends - now).as_secs_f64());
@@ -152,7 +149,7 @@ async fn put(
 }
 
 /// The rows of all nodes but this.
-pub(super) async fn nodes(conn: &mut PgConnection, node: NodeKey) -> sqlx::Result<Vec<Beat>> {
+pub(super) async fn nodes(conn: &mut Conn, node: NodeKey) -> sqlx::Result<Vec<Beat>> {
     let rows: Vec<(i64, i64, i64, bool, f64)> = sqlx::query_as(NODES).bind(node.to_sql()).fetch_all(conn).await?;
     let beat = |(key, beat, batch, ended, age)| {
         let age = Duration::try_from_secs_f64(age).unwrap_or_default();
@@ -201,7 +198,7 @@ impl Row {
 }
 
 /// A node's streams, all or those of its newer batches.
-pub(super) async fn rows(conn: &mut PgConnection, node: NodeKey, follow: Follow) -> sqlx::Result<Vec<Row>> {
+pub(super) async fn rows(conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<Vec<Row>> {
     let since = match follow {
         Follow::Since(batch) => batch,
         Follow::Whole => -1,

@@ -19,7 +19,7 @@ pub(super) static DB: LazyLock<(Runtime, Db)> = LazyLock::new(|| {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let db = {
         let _inside = runtime.enter();
-        Db::new(PgConnectOptions::new(), 1)
+        Db::new(PgConnectOptions::new(), 1, Duration::from_secs(1), Arc::default())
     };
     (runtime, db)
 });

@@ -64,7 +64,7 @@ async fn an_inbox_costs_what_is_unread_and_never_a_walk_through_all_alerts() {
     assert_eq!(inbox(&eva).await.1, 10);
     let mut conn = server.app.db.acquire().await.unwrap();
     let settings = "select current_setting('jit'), current_setting('idle_in_transaction_session_timeout')";
-    let settings: (String, String) = sqlx::query_as(settings).fetch_one(&mut *conn).await.unwrap();
+    let settings: (String, String) = sqlx::query_as(settings).fetch_one(&mut conn).await.unwrap();
     assert_eq!(settings, ("off".to_owned(), "1min".to_owned()));
     drop(conn);
     server.stop().await;

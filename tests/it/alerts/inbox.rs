@@ -45,7 +45,8 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
     );
     assert_eq!(inbox(&nora).await, titles(&["project", "north", "all"]));
     let mut conn = server.app.db.acquire().await.unwrap();
-    sql(&mut conn, "update crewcast.projects set deleted_at = deleted_at - interval '2 hours'").await;
+    let age = "update crewcast.projects set deleted_at = deleted_at - interval '2 hours'";
+    sqlx::query(age).execute(&mut conn).await.unwrap();
     assert_eq!(inbox(&eva).await, titles(&["eva", "all"]));
     drop(conn);
     server.stop().await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::crash::{Cluster, stop_wal_writer};
-use crate::support::{Client, Stream, connect, number, server, sql};
+use crate::support::{Client, Stream, connect, number, own, server, sql};
 
 /// Publishes in a transaction that goes around everything which would make its commit wait for the disk: its number.
 async fn publish_hastily(conn: &mut PgConnection) -> i64 {
@@ -96,10 +96,11 @@ async fn a_plain_role_may_have_the_log_flushed() {
     sql(&mut conn, "create role plain").await;
     let wal_writer = stop_wal_writer(&mut conn).await;
     publish_hastily(&mut conn).await;
-    sql(&mut conn, "set role plain").await;
+    let mut plain = own(&cluster.url).await;
+    sqlx::query("set role plain").execute(&mut plain).await.unwrap();
     let behind = "select (pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn())::bigint";
     assert!(number(&mut conn, behind).await > 0, "the commit did not wait for the disk");
-    crewcast::log::wal::flush(&mut conn).await.unwrap();
+    crewcast::log::wal::flush(&mut plain).await.unwrap();
     assert_eq!(number(&mut conn, behind).await, 0);
     cluster.crash_stopped(wal_writer).await;
     cluster.stop().await;
@@ -109,12 +110,11 @@ async fn a_plain_role_may_have_the_log_flushed() {
 async fn an_epoch_is_on_disk_once_it_was_told_whatever_the_role_sets() {
     let cluster = Cluster::start(true, &["wal_writer_delay = '10s'", "synchronous_commit = 'off'"]).await;
     crewcast::app::migrate(&cluster.url.parse().unwrap()).await.unwrap();
-    let mut conn = connect(&cluster.url).await;
-    let old = epoch::identity(&mut conn).await.unwrap().epoch;
+    let (mut conn, mut ours) = (connect(&cluster.url).await, own(&cluster.url).await);
+    let old = epoch::identity(&mut ours).await.unwrap().epoch;
     let wal_writer = stop_wal_writer(&mut conn).await;
-    let new = epoch::renew(&mut conn, &old).await.unwrap();
+    let new = epoch::renew(&mut ours, &old).await.unwrap();
     cluster.crash_stopped(wal_writer).await;
-    let mut conn = connect(&cluster.url).await;
-    assert_eq!(epoch::identity(&mut conn).await.unwrap().epoch, new);
+    assert_eq!(epoch::identity(&mut own(&cluster.url).await).await.unwrap().epoch, new);
     cluster.stop().await;
 }

@@ -169,7 +169,7 @@ async fn sessions_that_ended_long_ago_are_swept_and_no_others() {
     let sweep = crewcast::auth::session::sweep();
     assert_eq!(sweep.age, Duration::from_hours(24));
     let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
-    sweep.all(&crewcast::db::Db::new(options, 1)).await.unwrap();
+    sweep.all(&crewcast::db::Db::new(options, 1, Duration::from_secs(30), Default::default())).await.unwrap();
     assert_eq!(number(&mut conn, SESSIONS).await, 3);
     assert!(is_so(&mut conn, "min(ends_at) > now() - interval '24 hours' from crewcast.sessions").await);
     server.stop().await;

@@ -202,7 +202,7 @@ async fn a_stream_that_opens_too_slowly_and_a_mistake_of_ours_send_browsers_away
     sql(&mut conn, "begin").await;
     sql(&mut conn, "lock table crewcast.event_rooms in access exclusive mode").await;
     told(&browser, &query, &open.id, "unavailable").await;
-    assert_eq!(honest(&ana, "rooms=topic:a", &open.id).await, (408, "timeout".to_owned(), None));
+    assert_eq!(honest(&ana, "rooms=topic:a", &open.id).await, (503, "unavailable".to_owned(), Some(1)));
     sql(&mut conn, "rollback").await;
     let mut resumed = browser.stream(&query, &open.id).await;
     assert_eq!(resumed.expect("stream:open").await.1["resume"], "replayed");

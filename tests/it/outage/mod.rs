@@ -1,0 +1,5 @@
+//! Postgres is lost in every way there is, and nothing waits for ever.
+
+mod locked;
+mod lost;
+mod wire;
