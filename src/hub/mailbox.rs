@@ -310,7 +310,7 @@ impl Mailbox {
         let mut state = self.state();
         state.rooms.retain(|joined| !is_left(&joined.room));
         state.is_moved = true;
-        state.sort_out();
+        state.sort_out(is_left);
         let told = state.told.get_or_insert_default();
         told.whispers.retain(|whisper| !is_left(&whisper.room));
         told.rooms.push(RoomsChanged { left, ..RoomsChanged::default() });
@@ -445,9 +445,10 @@ impl State {
         !self.is_moved || self.rooms.iter().any(comes_by)
     }
 
-    /// Drops what no room brings any more.
-    fn sort_out(&mut self) {
-        let stays: Vec<bool> = self.queue.iter().map(|live| self.brings(live)).collect();
+    /// Drops what no room brings any more. What is of none of the rooms that were left is brought by another one.
+    fn sort_out(&mut self, is_left: impl Fn(&str) -> bool) {
+        let stays = |live: &Arc<Live>| !live.rooms.iter().any(|room| is_left(room)) || self.brings(live);
+        let stays: Vec<bool> = self.queue.iter().map(stays).collect();
         if let Some(later) = &mut self.later {
             for (before, _) in &mut later.catching {
                 *before = stays[..*before].iter().filter(|stays| **stays).count();
