@@ -182,6 +182,14 @@ impl Reader {
         &self.reading
     }
 
+    /// How many places of the rooms' index it looks at, whatever is there: each room's in each range of transactions.
+    pub fn places(&self) -> usize {
+        match &self.scope {
+            Scope::Rooms(rooms) => rooms.len() * self.ranges.len(),
+            Scope::All(_) => self.ranges.len(),
+        }
+    }
+
     /// How many events there are, up to `max`; `None` when there are more. What was counted is kept, so that reading it
     /// asks no second time.
     ///

@@ -1,11 +1,15 @@
 //! A position that cannot be resumed is told so in the stream, with the reason, and never silently skipped.
 
-use crewcast::{auth::Role, log::position::RawSnapshot, sse};
+use crewcast::{
+    auth::Role,
+    log::{Snapshot, position::RawSnapshot},
+    sse,
+};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::support::{Client, Process, Slow, Stream, connect, database, number, publish, server, sql, token};
+use crate::support::{Client, Process, Slow, Stream, burn, connect, database, number, publish, server, sql, token};
 
 /// The cursor of now.
 async fn cursor(client: &Client) -> String {
@@ -155,6 +159,36 @@ async fn more_events_than_are_sent_one_by_one_are_a_reset_and_one_less_is_not() 
     expect_reset(&mut ana.stream("rooms=company", &id).await, "too_many").await;
     let mut stream = ana.stream("rooms=company", stream.last_id()).await;
     assert_eq!(stream.expect("stream:open").await.1["resume"], "replayed");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_position_with_more_gaps_than_can_be_looked_into_for_all_rooms_is_a_reset() {
+    let url = database().await;
+    let server = server(&url, &["--ring-bytes=1"]).await;
+    let (ana, mut conn) = (Client::admin(&server), connect(&url).await);
+    burn(&mut conn, 2000).await;
+    publish(&mut conn, "topic:r7", 1..=1, 1).await;
+    let cursor = cursor(&ana).await;
+    let (epoch, set) = cursor.split_once('-').unwrap();
+    // Every other one of the last transactions but the newest is said to have been open.
+    let xmax = set.parse::<Snapshot>().unwrap().xmax();
+    let open = (1..=900).map(|nth| xmax - 2 * nth - 1..xmax - 2 * nth).collect();
+    let scattered = format!("{epoch}-{}", Snapshot::from_parts(xmax, open).unwrap());
+    publish(&mut conn, "topic:r7", 2..=2, 1).await;
+    let rooms = |rooms: i64| (0..rooms).map(|nth| format!("topic:r{nth}")).collect::<Vec<_>>();
+    let mut stream = ana.stream(&format!("rooms={}", rooms(50).join(",")), &scattered).await;
+    let (_, open) = stream.expect("stream:open").await;
+    assert_eq!(open["resume"], "replayed");
+    expect_n(&mut stream, 2).await;
+    expect_reset(&mut ana.stream(&format!("rooms={}", rooms(100).join(",")), &scattered).await, "too_many").await;
+    // A join from there as well.
+    let path = format!("/v1/streams/{}/rooms", open["streamId"].as_str().unwrap());
+    let more: Vec<String> = (100..190).map(|nth| format!("topic:r{nth}")).collect();
+    let (status, problem) =
+        ana.send(Method::POST, &path, json!({ "leave": rooms(50), "join": more, "after": scattered })).await;
+    assert_eq!((status.as_u16(), &problem["code"]), (409, &json!("cursor_not_resumable")));
+    drop(stream);
     server.stop().await;
 }
 
