@@ -144,6 +144,7 @@ metrics! {
     replays_reading: Gauge = "Streams that read history from Postgres now";
     log_pages: Counter = "Pages of history read from Postgres";
     resets: Counters = "Times a stream was told that it cannot go on exactly, by reason";
+    unreadable: Counters = "Times a row could not be read, by what it is; the rows beside it were";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
 
     limited: Counters = "Requests refused because a limit of one minute was reached, by limit";

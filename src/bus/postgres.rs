@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Bus, Come, Letter, Message};
 use crate::{
-    db::{Db, Sweep},
+    db::{Conn, Db, Sweep},
     ids::NodeKey,
+    log::rows::is_of_a_row,
 };
 
 /// The channel, within the database.
@@ -218,15 +219,36 @@ impl Told {
         }
         let ids: Vec<i64> = self.letters.into_iter().collect();
         let mut conn = within(db.acquire_own()).await?;
-        let letters = sqlx::query_as(READ).bind(ids).bind(bus.0.node.to_sql());
-        let letters = within(letters.fetch_all(&mut conn)).await?;
+        let letters = match read(&mut conn, bus, &ids).await {
+            // One letter is lost, and not the bus.
+            Err(error) if is_of_a_row(&error) => one_by_one(&mut conn, bus, &ids).await?,
+            letters => letters?,
+        };
         letters.into_iter().filter_map(|letter| open(bus, letter)).for_each(|come| say(bus, heard, Some(come)));
         Ok(())
     }
 }
 
+/// A letter as the table has it.
+type Stored = (i64, Option<i64>, String);
+
+async fn read(conn: &mut Conn, bus: &Bus, ids: &[i64]) -> sqlx::Result<Vec<Stored>> {
+    within(sqlx::query_as(READ).bind(ids).bind(bus.0.node.to_sql()).fetch_all(conn)).await
+}
+
+async fn one_by_one(conn: &mut Conn, bus: &Bus, ids: &[i64]) -> sqlx::Result<Vec<Stored>> {
+    let mut letters = Vec::new();
+    for id in ids {
+        match read(conn, bus, &[*id]).await {
+            Err(error) if is_of_a_row(&error) => _ = bus.0.metrics.unreadable.count("what", "letter"),
+            letter => letters.extend(letter?),
+        }
+    }
+    Ok(letters)
+}
+
 /// A letter as the table has it; its sender is none of whom a notification tells.
-fn open(bus: &Bus, (sender, receiver, message): (i64, Option<i64>, String)) -> Option<(NodeKey, Message)> {
+fn open(bus: &Bus, (sender, receiver, message): Stored) -> Option<(NodeKey, Message)> {
     let from = NodeKey::from_sql(sender)?;
     // Of another version, which says what this one does not know.
     let message = serde_json::from_str(&message).ok()?;

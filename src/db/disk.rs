@@ -11,7 +11,7 @@ use std::{
 
 use super::{Conn, Db};
 use crate::log::{
-    self, Event, LogError, Now, Position,
+    self, Damage, Event, LogError, Now, Position,
     wal::{self, Lsn},
 };
 
@@ -69,18 +69,18 @@ impl Db {
         Ok(now)
     }
 
-    /// The event with this number, its payload whole, once it is on disk.
+    /// The event with this number, as [`log::one`] has it, once it is on disk.
     ///
     /// # Errors
-    /// When Postgres does not answer.
-    pub async fn event(&self, conn: &mut Conn, seq: i64) -> sqlx::Result<Option<Event>> {
-        let Some(seen) = log::one(conn, seq).await? else { return Ok(None) };
+    /// As [`log::one`].
+    pub async fn event(&self, conn: &mut Conn, seq: i64) -> Result<Option<(Event, Option<Damage>)>, LogError> {
+        let Some((seen, damage)) = log::one(conn, seq).await? else { return Ok(None) };
         if let Some(up_to) = seen.waits_for()
             && !self.disk.has_event(seen.peek())
         {
             self.flush(conn, up_to).await?;
         }
-        Ok(Some(seen.on_disk()))
+        Ok(Some((seen.on_disk(), damage)))
     }
 
     /// Waits until the log of Postgres is on disk up to here. `conn` may be in a transaction that only reads.

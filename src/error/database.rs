@@ -66,6 +66,7 @@ impl From<LogError> for Error {
             }
             LogError::Foreign => Self::new(Code::CursorNotResumable, "The cursor was made by another log."),
             LogError::Db(error) => error.into(),
+            LogError::Unreadable(_) => Self::internal(error),
             LogError::Ahead | LogError::Broken(_) => {
                 Self::unavailable("The event log cannot be read at the moment.").with_cause(error)
             }

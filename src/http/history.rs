@@ -14,7 +14,10 @@ use crate::{
     db::Conn,
     error::{Code, Error, Result},
     ids::Room,
-    log::{self, Event, Position, Reader, Reading, Scope, Snapshot, named, position::ParseError, retention},
+    log::{
+        self, Damage, Event, LogError, Position, Reader, Reading, Scope, Snapshot, named, position::ParseError,
+        retention,
+    },
     web::{self, List, Page, PathArg, Plain, Query, Seen},
 };
 
@@ -70,11 +73,23 @@ pub(super) async fn read_event(
     PathArg(seq): PathArg<i64>,
 ) -> Result<Plain<LoggedFrame>> {
     let mut conn = app.db.acquire().await?;
-    let event = app.db.event(&mut conn, seq).await?.ok_or_else(Error::not_found)?;
+    let found = match app.db.event(&mut conn, seq).await {
+        // Whoever might read it is not known either.
+        Err(LogError::Unreadable(damage)) => {
+            app.hub.note(&damage);
+            None
+        }
+        found => found?,
+    };
+    let (event, damage) = found.ok_or_else(Error::not_found)?;
     drop(conn);
     let rooms: Vec<Room> = event.rooms.iter().filter_map(|room| room.parse().ok()).collect();
     if !app.joins.may_join(&caller, &rooms).await?.contains(&true) {
         return Err(Error::not_found());
+    }
+    if let Some(damage) = damage {
+        app.hub.note(&damage);
+        return Err(LogError::Unreadable(damage).into());
     }
     LoggedFrame::new(event).map(Plain)
 }
@@ -105,15 +120,33 @@ pub(super) async fn read_room(
     if app.joins.may_join(&caller, std::slice::from_ref(&room)).await? != [true] {
         return Err(Error::forbidden("You may not join this room."));
     }
+    match page_of(&app, &room, &page, false).await {
+        // An event that cannot be read may have ended the transaction: now each is read by itself.
+        Err(error) if error.code() == Code::Internal => page_of(&app, &room, &page, true).await,
+        read => read,
+    }
+}
+
+async fn page_of(app: &App, room: &Room, page: &Page, singly: bool) -> Result<Seen<List<PlacedFrame>>> {
     let mut read = app.db.read().await?;
     let to = read.cursor().clone();
-    let from = beginning(&mut read, &page, &to).await?;
+    let from = beginning(&mut read, page, &to).await?;
     let bytes_max = app.config.limits.event_bytes_max;
-    let (scope, said) = (Scope::Rooms(vec![room.to_string()]), Vec::new());
-    let mut history = History { scope, bytes_max, at: from, to, said };
+    let (scope, said, damages) = (Scope::Rooms(vec![room.to_string()]), Vec::new(), Vec::new());
+    let mut history = History { scope, bytes_max, singly, damages, at: from, to, said };
     let mut items = Vec::new();
     while items.len() < page.limit as usize && history.at != history.to {
-        history.stretch(&mut read, page.limit as usize, &mut items).await?;
+        let gap = history.stretch(&mut read, page.limit as usize, &mut items).await?;
+        history.damages.drain(..).for_each(|damage| app.hub.note(&damage));
+        if let Some(gap) = gap {
+            app.hub.note(&gap.damage);
+            if items.is_empty() {
+                app.db.name(&history.said.iter().collect::<Vec<_>>()).await?;
+                return Err(gap.into());
+            }
+            // What came before it is a page of its own.
+            break;
+        }
     }
     app.db.name(&history.said.iter().collect::<Vec<_>>()).await?;
     let next_cursor = (history.at != history.to).then(|| history.at.to_string());
@@ -141,31 +174,62 @@ async fn beginning(conn: &mut Conn, page: &Page, to: &Position) -> Result<Positi
 struct History {
     scope: Scope,
     bytes_max: u64,
+    /// Whether each event is read by itself.
+    singly: bool,
+    /// What could not be read, to be noted.
+    damages: Vec<Damage>,
     at: Position,
     to: Position,
     /// The sets that the items' positions are made of.
     said: Vec<Snapshot>,
 }
 
+/// Events of which nothing is known but that they are there.
+struct Gap {
+    damage: Damage,
+    /// Where the history goes on behind it.
+    behind: Option<Position>,
+}
+
+impl From<Gap> for Error {
+    fn from(Gap { damage, behind }: Gap) -> Self {
+        let detail = match behind {
+            Some(behind) => format!("An event cannot be read. Go on behind it with after={behind}."),
+            None => "Some of this room's events cannot be read.".to_owned(),
+        };
+        Self::new(Code::Internal, detail).with_cause(damage)
+    }
+}
+
 impl History {
-    /// Adds events up to `limit` items from the next stretch: to the end if little is left, else to a noted position.
-    async fn stretch(&mut self, conn: &mut Conn, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<()> {
+    /// Adds events up to `limit` items from the next stretch: to the end if little is left, else to a noted position. Or
+    /// to events of which nothing is known.
+    async fn stretch(&mut self, conn: &mut Conn, limit: usize, items: &mut Vec<PlacedFrame>) -> Result<Option<Gap>> {
         let mut reader = self.reader(conn).await?;
         self.said.extend([reader.reading().from().clone(), reader.reading().to().clone()]);
+        if self.singly {
+            reader = reader.one_by_one();
+        }
         loop {
-            let page = reader.page(conn).await?;
+            let page = match reader.page(conn).await {
+                Err(LogError::Unreadable(damage)) => {
+                    return Ok(Some(Gap { behind: damage.seq.map(|seq| reader.reading().at(seq)), damage }));
+                }
+                page => page?,
+            };
+            self.damages.extend(page.damage);
             let end = page.events.len();
             for (nth, event) in page.events.into_iter().enumerate() {
                 let is_end = page.last && nth + 1 == end;
                 self.at = if is_end { reader.reading().end() } else { reader.reading().at(event.seq) };
                 items.push(PlacedFrame { id: self.at.to_string(), frame: LoggedFrame::new(event)? });
                 if items.len() == limit {
-                    return Ok(());
+                    return Ok(None);
                 }
             }
             if page.last {
                 self.at = reader.reading().end();
-                return Ok(());
+                return Ok(None);
             }
         }
     }

@@ -251,6 +251,10 @@ impl Hub {
             Ok(true) => Err(not_resumable(Reset::TooMany)),
             Err(LogError::TooOld) => Err(not_resumable(Reset::TooOld)),
             Err(LogError::Foreign) => Err(not_resumable(Reset::Foreign)),
+            Err(LogError::Unreadable(damage)) => {
+                self.note(&damage);
+                Err(not_resumable(Reset::Unreadable))
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -448,6 +452,7 @@ fn not_resumable(reset: Reset) -> Error {
         Reset::TooOld => "is older than what the log still holds",
         Reset::TooMany => "has more behind it than is sent one by one",
         Reset::Malformed | Reset::Unknown => "is not one of this log's",
+        Reset::Unreadable => "has behind it what the database cannot give",
     };
     Error::new(Code::CursorNotResumable, format!("after {why}: read the state again, and join from there."))
 }

@@ -97,7 +97,7 @@ pub(super) enum Resume {
 pub struct ResetTo {
     /// `foreign`: the position is another log's, or the log began a new epoch. `too_old`: some of what follows was let go.
     /// `malformed`: it is no position. `unknown`: it claims what this log does not have. `too_many`: more than
-    /// `replay-events-max` events were missed.
+    /// `replay-events-max` events were missed. `unreadable`: the database cannot give some of what was missed.
     pub(super) reason: Reset,
     #[schema(value_type = Position)]
     pub(super) cursor: String,
@@ -118,6 +118,8 @@ pub(super) enum Reset {
     Unknown,
     /// More was missed than is sent one by one.
     TooMany,
+    /// The database cannot give some of what follows it.
+    Unreadable,
 }
 
 impl Reset {
@@ -128,6 +130,7 @@ impl Reset {
             Self::Malformed => "malformed",
             Self::Unknown => "unknown",
             Self::TooMany => "too_many",
+            Self::Unreadable => "unreadable",
         }
     }
 }

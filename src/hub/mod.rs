@@ -26,6 +26,7 @@
 mod change;
 mod chunk;
 mod closing;
+mod damage;
 mod drain;
 mod frames;
 mod holder;
@@ -64,6 +65,7 @@ use uuid::Uuid;
 
 use self::{
     change::Joining,
+    damage::Damages,
     mailbox::Mailbox,
     presence::{Presence, PresenceSettings},
     rights::Rights,
@@ -197,6 +199,7 @@ pub struct Hub {
     warden: Arc<dyn Warden>,
     /// Locked before `state`, never after.
     presence: Arc<Presence>,
+    damages: Damages,
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
@@ -271,6 +274,7 @@ impl Hub {
             room: Notify::new(),
             replays: Semaphore::new(settings.replays_max),
             warden,
+            damages: Damages::default(),
             streams: watch::Sender::new(0),
             state: Mutex::new(state),
             broken: CancellationToken::new(),

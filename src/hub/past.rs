@@ -74,7 +74,14 @@ async fn page(hub: &Hub, reader: &mut Reader) -> Result<Page, Reset> {
         match hub.read_log(async |conn| reader.page(conn).await).await {
             Ok(page) => {
                 hub.metrics.log_pages.inc();
+                if let Some(damage) = &page.damage {
+                    hub.note(damage);
+                }
                 return Ok(page);
+            }
+            Err(LogError::Unreadable(damage)) => {
+                hub.note(&damage);
+                return Err(Reset::Unreadable);
             }
             Err(LogError::TooOld) => return Err(Reset::TooOld),
             Err(LogError::Foreign) => return Err(Reset::Foreign),

@@ -19,6 +19,7 @@ use crate::{
         self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
         named, retention,
+        rows::is_of_a_row,
     },
     metrics::Metrics,
 };
@@ -205,11 +206,22 @@ impl Pump {
             Err(LogError::TooOld) => {
                 return self.jump(conn, &now, asked).await;
             }
+            Err(LogError::Unreadable(damage)) => {
+                self.hub.note(&damage);
+                return self.jump(conn, &now, asked).await;
+            }
             page => page?,
         };
         self.heed_rights(conn, &page, &now.fresh).await?;
         let read = self.announce_read(&now, asked);
-        self.route(conn, reader, Some(page), read).await
+        match self.route(conn, reader, Some(page), read).await {
+            // Nobody knows whose it is: each session finds out by the rooms that it reads.
+            Err(LogError::Unreadable(damage)) => {
+                self.hub.note(&damage);
+                self.jump(conn, &now, asked).await
+            }
+            routed => routed,
+        }
     }
 
     /// Whatever a read says of rights holds before anything of it is sent, since what was made later may stand before it.
@@ -221,7 +233,12 @@ impl Pump {
         } else {
             // The rest of the read is not here yet.
             let told = log::of_kinds(conn, fresh, warden.kinds(), self.settings.event_bytes_max, TAKINGS_MAX);
-            let Some(told) = self.patience.within(PAGE_TIMEOUT, told).await? else {
+            let told = match self.patience.within(PAGE_TIMEOUT, told).await {
+                // What it takes from whom cannot be read.
+                Err(LogError::Db(error)) if is_of_a_row(&error) => None,
+                told => told?,
+            };
+            let Some(told) = told else {
                 return self.judge(conn, None).await;
             };
             told.iter().filter(takes).flat_map(|event| event.rooms.iter().cloned()).collect()
@@ -261,6 +278,10 @@ impl Pump {
         match self.route(conn, reader, None, read).await {
             // The floor has passed the read: asking again would be refused for ever.
             Err(LogError::TooOld) => self.skip_rest(conn).await,
+            Err(LogError::Unreadable(damage)) => {
+                self.hub.note(&damage);
+                self.skip_rest(conn).await
+            }
             routed => routed,
         }
     }
@@ -291,6 +312,9 @@ impl Pump {
             };
             if !page.events.is_empty() {
                 self.proof = page.events.iter().map(Proof::from).collect();
+            }
+            if let Some(damage) = &page.damage {
+                self.hub.note(damage);
             }
             let end = page.events.len();
             for (nth, event) in page.events.into_iter().enumerate() {

@@ -111,6 +111,10 @@ async fn count(seat: &Seat, at: &Position, tail: &Tail) -> Result<Result<Source,
         Ok(false) => Ok(Ok(from_log(seat, readers, tail))),
         Err(LogError::TooOld) => Ok(Err(Reset::TooOld)),
         Err(LogError::Foreign) => Ok(Err(Reset::Foreign)),
+        Err(LogError::Unreadable(damage)) => {
+            seat.hub.note(&damage);
+            Ok(Err(Reset::Unreadable))
+        }
         Err(error) => Err(error.into()),
     }
 }

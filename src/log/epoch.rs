@@ -15,7 +15,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Event, LogError, Now, Position, Snapshot};
+use super::{Event, LogError, Now, Position, Snapshot, rows::is_of_a_row};
 use crate::db::Conn;
 
 /// Epochs of before that the log remembers. A node that has slept through more of them makes one more.
@@ -150,7 +150,7 @@ async fn broken(
 /// Whether these events are still in the log, under the same transactions, but for those that were let go.
 async fn holds(conn: &mut Conn, now: &Now, proof: &[Proof]) -> sqlx::Result<bool> {
     let kept: Vec<&Proof> = proof.iter().filter(|proof| !now.floor.contains(proof.xact.cast_unsigned())).collect();
-    let found: i64 = sqlx::query_scalar(
+    let found: sqlx::Result<i64> = sqlx::query_scalar(
         "select count(*) from unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) as proof (seq, xact, at)
          where exists (select from crewcast.events event
                        where event.seq = proof.seq and event.xact = proof.xact and event.at = proof.at)",
@@ -159,7 +159,12 @@ async fn holds(conn: &mut Conn, now: &Now, proof: &[Proof]) -> sqlx::Result<bool
     .bind(kept.iter().map(|proof| proof.xact).collect::<Vec<_>>())
     .bind(kept.iter().map(|proof| proof.at).collect::<Vec<_>>())
     .fetch_one(conn)
-    .await?;
+    .await;
+    let found = match found {
+        // A damaged row is no sign of another history.
+        Err(error) if is_of_a_row(&error) => return Ok(true),
+        found => found?,
+    };
     Ok(usize::try_from(found) == Ok(kept.len()))
 }
 

@@ -68,15 +68,24 @@ pub struct Event {
     pub data: String,
 }
 
+/// The columns that [`Meta`] is decoded from. A time that is no date of ours is read as null, which fails at this row alone.
+macro_rules! meta_columns {
+    () => {
+        "seq, xact, case when at between '0001-01-01' and '9999-12-31' then at end as at, type, rooms, version, mutation_id"
+    };
+}
+
 /// The columns of a row of `crewcast.events` that [`Event`] is decoded from. `$1` is the largest payload in bytes that
 /// is sent; a larger one is read as null and goes out as a reference.
 macro_rules! event_columns {
     () => {
-        "seq, xact, at, type, rooms, version, mutation_id,
-         case when octet_length(data::text) <= $1 then data::text end as data"
+        concat!(
+            $crate::log::event::meta_columns!(),
+            ", case when octet_length(data::text) <= $1 then data::text end as data"
+        )
     };
 }
-pub(super) use event_columns;
+pub(super) use {event_columns, meta_columns};
 
 impl FromRow<'_, PgRow> for Event {
     fn from_row(row: &PgRow) -> sqlx::Result<Self> {

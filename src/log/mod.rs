@@ -69,6 +69,12 @@
 //!     `HEAP_XMIN_FROZEN`), and what Postgres copies file by file is another database or another cluster. `append` reads the
 //!     row anyway, and refuses to write to a log that is not at home; [`NOW`] refuses to take a position of it.
 //!
+//! 12. **A row that cannot be read.** A disk may lose what a row needs. [`Reader`] then reads event by event. One whose
+//!     payload is lost goes out as a reference, for what else it has says whose it is and where it stands; of one of which
+//!     nothing is left, or of a page of them, nobody is given a position that claims it: the pump goes on from the end of the
+//!     read, and each session reads that for itself, by rooms, whose index is elsewhere. A session that meets the row there
+//!     is told `unreadable`, and begins anew.
+//!
 //! P3 holds for a caller of `publish` that publishes after the write whose lock orders it. It does not for one that
 //! publishes first, in a CTE that does not depend on the write, in a `BEFORE INSERT` trigger, or under an advisory lock that is
 //! released before the commit.
@@ -80,6 +86,7 @@ pub mod named;
 pub mod position;
 mod read;
 pub mod retention;
+pub mod rows;
 mod strips;
 pub mod wal;
 
@@ -93,8 +100,10 @@ pub use self::{
     merge::NUMBERS,
     position::{Epoch, Position, Reading, Snapshot},
     read::{
-        BODIES, KEYS, KEYS_MAX, LOOKED_MAX, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs, of_kinds, one,
+        BODIES, KEYS, KEYS_MAX, LOOKED_MAX, META, OF_KINDS, PAGE_MAX, Page, Reader, Scope, TRANSACTIONS, legs,
+        of_kinds, one,
     },
+    rows::Damage,
     strips::{STRIP, STRIPS},
     wal::Seen,
 };
@@ -119,6 +128,9 @@ pub enum LogError {
     /// A position was asked for in a transaction that writes, or the log's own rows are not as we write them.
     #[error("the event log cannot be read: {0}")]
     Broken(&'static str),
+    /// Some of what was asked for cannot be read, now and later.
+    #[error(transparent)]
+    Unreadable(Damage),
     /// Postgres did not answer.
     #[error(transparent)]
     Db(#[from] sqlx::Error),

@@ -7,8 +7,9 @@ use sqlx::{FromRow as _, Row as _, postgres::PgRow};
 
 use super::{
     Event, LogError, Position, Reading, Seen, Snapshot, bounds,
-    event::event_columns,
+    event::{event_columns, meta_columns},
     merge::{Merge, NUMBERS},
+    rows::{Damage, apart, is_of_a_row},
     strips::{self, STRIP_EVENTS, STRIPS, Strip},
     wal::{Wal, wal_columns},
 };
@@ -51,6 +52,10 @@ pub struct Reader {
     page_bytes: usize,
     /// Events of the next page: as many as would have fitted into the page before.
     page_events: usize,
+    /// Events that are read one by one, since among them is one that cannot be read.
+    singly: i64,
+    /// Whether a failed statement would fail those that follow.
+    in_transaction: bool,
 }
 
 /// Some events of a read, in seq order.
@@ -60,6 +65,14 @@ pub struct Page {
     pub events: Vec<Event>,
     /// Whether the read ends here.
     pub last: bool,
+    /// Why the one event of the page is a reference, although its payload is not too large.
+    pub damage: Option<Damage>,
+}
+
+impl Page {
+    fn whole(events: Vec<Event>, last: bool) -> Self {
+        Self { events, last, damage: None }
+    }
 }
 
 /// The numbers of the events in some rooms. `$1`: ranges' lower ends, `$2`: upper ends, `$3`: rooms, `$4`: after, `$5`: rows from one range and room at most,
@@ -100,6 +113,15 @@ pub const TRANSACTIONS: &str = concat!(
     event_columns!(),
     "               from crewcast.events where seq = key.seq limit 1) as body
                 order by body.seq) as event on true"
+);
+
+/// What can be read of an event whose payload cannot. `$1`: its number.
+pub const META: &str = concat!(
+    "select log.epoch, log.floor, event.*
+     from crewcast.log
+     left join (select ",
+    meta_columns!(),
+    ",                 null::text as data from crewcast.events where seq = $1 limit 1) as event on true"
 );
 
 /// Events of some kinds that some transactions made, and whether not all of their events were looked at. `$1`: the largest
@@ -168,6 +190,8 @@ impl Reader {
             bytes_max,
             page_bytes: usize::MAX,
             page_events: PAGE_MAX as usize,
+            singly: 0,
+            in_transaction: false,
         }
     }
 
@@ -210,8 +234,25 @@ impl Reader {
     ///
     /// # Errors
     /// [`LogError::TooOld`] when the floor has passed the position that the read began at, [`LogError::Foreign`] when the
-    /// log has another epoch: nothing of the page may be used then.
+    /// log has another epoch: nothing of the page may be used then. [`LogError::Unreadable`] when nothing can be told of the
+    /// next event, or of those that follow.
     pub async fn page(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
+        if self.singly == 0 {
+            match self.next(conn).await {
+                Err(LogError::Db(error)) if is_of_a_row(&error) => self.singly = PAGE_MAX,
+                page => return page,
+            }
+        }
+        self.single(conn).await
+    }
+
+    /// The same, for a `conn` in a transaction, which a failed statement would end: event by event.
+    #[must_use]
+    pub fn one_by_one(self) -> Self {
+        Self { singly: i64::MAX, in_transaction: true, ..self }
+    }
+
+    async fn next(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
         let page = match &self.scope {
             Scope::All(xacts) if self.merge.is_none() && xacts.len() <= PAGE_MAX as usize => {
                 self.first_page(conn).await?
@@ -239,7 +280,7 @@ impl Reader {
         if let (false, Some(event)) = (last, events.last()) {
             self.merge = Some(Merge::of_transactions(xacts, event.seq));
         }
-        Ok(Page { last, events })
+        Ok(Page::whole(events, last))
     }
 
     /// Gets to know the numbers of the next page.
@@ -308,8 +349,47 @@ impl Reader {
         // Only now: a page that Postgres did not answer for is asked for again.
         self.keys.drain(..events.len());
         let events = events.into_iter().filter(|event| self.wants(event)).collect();
-        let is_all = self.merge.as_ref().is_none_or(Merge::is_done);
-        Ok(Page { events, last: self.keys.is_empty() && is_all })
+        Ok(Page::whole(events, self.is_at_end()))
+    }
+
+    /// Whether every number is known and read.
+    fn is_at_end(&self) -> bool {
+        self.keys.is_empty() && self.merge.as_ref().is_none_or(Merge::is_done)
+    }
+
+    /// The next event by itself, as a reference where its payload cannot be read.
+    async fn single(&mut self, conn: &mut Conn) -> Result<Page, LogError> {
+        self.singly -= 1;
+        let Some(seq) = self.next_seq(conn).await? else { return Ok(Page::whole(Vec::new(), true)) };
+        let body = sqlx::query(BODIES).bind(self.bytes_max).bind([seq]);
+        let (rows, damage) = match self.read_apart(conn, body).await {
+            Err(LogError::Db(error)) if is_of_a_row(&error) => {
+                let meta = self.read_apart(conn, sqlx::query(META).bind(seq)).await;
+                (meta.map_err(|error| unreadable(error, Some(seq)))?, Some(Damage { seq: Some(seq), error }))
+            }
+            rows => (rows?, None),
+        };
+        // Only now: an event that Postgres did not answer for is asked for again.
+        self.after = seq;
+        self.keys.pop_front();
+        if rows.is_empty() {
+            return Err(LogError::TooOld);
+        }
+        let last = self.is_at_end();
+        Ok(Page { events: rows.into_iter().filter(|event| self.wants(event)).collect(), last, damage })
+    }
+
+    /// The number of the next event, if there is one.
+    async fn next_seq(&mut self, conn: &mut Conn) -> Result<Option<i64>, LogError> {
+        if self.keys.is_empty() {
+            self.fetch_numbers(conn).await.map_err(|error| unreadable(error, None))?;
+        }
+        Ok(self.keys.front().copied())
+    }
+
+    async fn read_apart(&self, conn: &mut Conn, statement: Statement<'_>) -> Result<Vec<Event>, LogError> {
+        let rows = if self.in_transaction { apart(conn, statement).await? } else { statement.fetch_all(conn).await? };
+        self.checked(&rows)
     }
 
     /// Cuts a page to the payload that it may hold, and says how many events the next one asks for.
@@ -329,7 +409,7 @@ impl Reader {
         let Scope::Rooms(rooms) = &self.scope else { return Err(LogError::Broken("only rooms have keys")) };
         let (lo, hi) = bounds(&self.ranges);
         let statement = sqlx::query(KEYS).bind(lo).bind(hi).bind(rooms).bind(self.after).bind(each).bind(all);
-        let row = statement.fetch_one(conn).await?;
+        let row = statement.fetch_one(conn).await.map_err(|error| unreadable(error.into(), None))?;
         self.check(&row)?;
         Ok(row.try_get("keys")?)
     }
@@ -370,13 +450,41 @@ fn check(reading: &Reading, row: &PgRow) -> Result<(), LogError> {
     Ok(())
 }
 
-/// The event with this number, its payload whole.
+type Statement<'a> = sqlx::query::Query<'a, sqlx::Postgres, sqlx::postgres::PgArguments>;
+
+/// An error of a row that was read by itself is final.
+fn unreadable(error: LogError, seq: Option<i64>) -> LogError {
+    match error {
+        LogError::Db(error) if is_of_a_row(&error) => LogError::Unreadable(Damage { seq, error }),
+        other => other,
+    }
+}
+
+/// The event with this number, its payload whole; as a reference, and why, where that cannot be read.
 ///
 /// # Errors
-/// When Postgres does not answer.
-pub async fn one(conn: &mut Conn, seq: i64) -> sqlx::Result<Option<Seen<Event>>> {
+/// When Postgres does not answer, and [`LogError::Unreadable`] when nothing can be told of it.
+pub async fn one(conn: &mut Conn, seq: i64) -> Result<Option<(Seen<Event>, Option<Damage>)>, LogError> {
     let statement = concat!("select ", event_columns!(), ", ", wal_columns!(), " from crewcast.events where seq = $2");
-    let row = sqlx::query(statement).bind(i64::MAX).bind(seq).fetch_optional(conn).await?;
+    match seen(conn, sqlx::query(statement).bind(i64::MAX).bind(seq)).await {
+        Err(error) if is_of_a_row(&error) => {
+            let statement = concat!(
+                "select ",
+                meta_columns!(),
+                ", null::text as data, ",
+                wal_columns!(),
+                " from crewcast.events where seq = $1"
+            );
+            let meta = seen(conn, sqlx::query(statement).bind(seq)).await;
+            let meta = meta.map_err(|error| unreadable(error.into(), Some(seq)))?;
+            Ok(meta.map(|event| (event, Some(Damage { seq: Some(seq), error }))))
+        }
+        event => Ok(event?.map(|event| (event, None))),
+    }
+}
+
+async fn seen(conn: &mut Conn, statement: Statement<'_>) -> sqlx::Result<Option<Seen<Event>>> {
+    let row = statement.fetch_optional(conn).await?;
     row.map(|row| Ok(Seen::new(Event::from_row(&row)?, Wal::from_row(&row)?))).transpose()
 }
 

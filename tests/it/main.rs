@@ -50,4 +50,5 @@ mod stream;
 mod support;
 mod tickets;
 mod tidy;
+mod unreadable;
 mod writers;

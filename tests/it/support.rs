@@ -47,7 +47,12 @@ async fn postgres() -> &'static PgConnectOptions {
 
 /// A Postgres of a test's own, for tests that kill or restore it.
 pub async fn private_postgres(data_dir: PathBuf, durable: bool) -> Embedded {
-    let options = Options { data_dir, bin_dir: None, fetch: true, durable, address: "a test".to_owned() };
+    private_postgres_of(None, data_dir, durable).await
+}
+
+/// The same, of the programs in this folder.
+pub async fn private_postgres_of(bin_dir: Option<PathBuf>, data_dir: PathBuf, durable: bool) -> Embedded {
+    let options = Options { data_dir, bin_dir, fetch: true, durable, address: "a test".to_owned() };
     Embedded::start(options, |_| {}).await.unwrap()
 }
 
@@ -270,6 +275,14 @@ impl Client {
         let mut stream = self.stream(query, last_event_id).await;
         stream.expect("stream:open").await;
         stream
+    }
+
+    /// The same, as soon as Postgres is back.
+    pub async fn stream_when_there(&self, query: &str, last_event_id: &str) -> Stream {
+        let status = async || self.request(Method::GET, "/readyz").send().await.unwrap().status();
+        let ready = async { while status().await != StatusCode::OK {} };
+        tokio::time::timeout(PATIENCE, ready).await.expect("Postgres comes back");
+        self.stream_opened(query, last_event_id).await
     }
 
     /// Opens a stream; `query` is what follows the question mark. An empty id is none.

@@ -22,7 +22,7 @@ mod folder;
 mod leftover;
 mod supervise;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
@@ -58,6 +58,19 @@ pub struct Options {
 pub struct Embedded {
     supervisor: Supervisor,
     started: Started,
+}
+
+/// The `bin` folder of the Postgres that is fetched where none is installed, also where one is: fetched now if it was not
+/// yet, into the cache that a server with this data folder has. It is newer than what most systems bring.
+///
+/// # Errors
+///
+/// As [`Embedded::start`].
+pub fn fetched(data_dir: &Path, say: impl Fn(&str)) -> Result<PathBuf, StartError> {
+    let account = account::Account::for_data(data_dir)?;
+    let cache = fetch::cache(account, data_dir);
+    let there = fetch::earlier(&cache).into_iter().find(|bin| bin.join("postgres").exists());
+    there.map_or_else(|| fetch::fetch(&cache, account, &say, &|| false), Ok)
 }
 
 impl Embedded {

@@ -192,7 +192,11 @@ impl Keeper {
 
     /// Takes a node's streams into the picture; the last batch that they are of.
     async fn follow(&self, conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<i64> {
-        let rows = store::rows(conn, node, follow).await?;
+        let (rows, unreadable) = store::rows(conn, node, follow).await?;
+        if unreadable > 0 {
+            (0..unreadable).for_each(|_| _ = self.presence.metrics.unreadable.count("what", "presence"));
+            tracing::warn!(%node, unreadable, "some of a node's streams cannot be read: the others are shown without them");
+        }
         let (batch, stamp) = (rows.iter().map(|row| row.batch).max(), rows.iter().filter_map(|row| row.stamp).max());
         let now = Instant::now();
         let facts: Vec<_> = rows.into_iter().map(|row| row.facts(now)).collect();

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     db::{Conn, Sweep},
     ids::NodeKey,
+    log::rows::is_of_a_row,
 };
 
 /// A node whose beat is older has nobody who believes in it any more.
@@ -62,12 +63,22 @@ pub const FORGET: &str = "
 pub const NODES: &str = "
     select key, beat, batch, ended, extract(epoch from now() - beat_at)::float8 from crewcast.nodes where key <> $1";
 
+macro_rules! row_columns {
+    () => {
+        "select stream, batch, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field,
+                extract(epoch from ends_at - now())::float8 as left"
+    };
+}
+
 /// A node's streams that were written after a batch. `$1`: the node, `$2`: the batch. What is left of a grace is computed
 /// by the one clock that both nodes have.
-pub const ROWS: &str = "
-    select stream, batch, sub, name, avatar_url, rooms, is_idle, stamp, viewing, editing_room, editing_field,
-           extract(epoch from ends_at - now())::float8 as left
-    from crewcast.presence where node = $1 and batch > $2";
+pub const ROWS: &str = concat!(row_columns!(), " from crewcast.presence where node = $1 and batch > $2");
+
+/// Which streams those are.
+const KEYS: &str = "select stream from crewcast.presence where node = $1 and batch > $2";
+
+/// One of them. `$1`: the stream.
+const ROW: &str = concat!(row_columns!(), " from crewcast.presence where stream = $1");
 
 /// Deletes dead nodes, and by that all that they wrote. There are few: they are all looked at.
 pub const SWEEP: &str = "
@@ -197,11 +208,29 @@ impl Row {
     }
 }
 
-/// A node's streams, all or those of its newer batches.
-pub(super) async fn rows(conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<Vec<Row>> {
+/// A node's streams, all or those of its newer batches, and how many of them cannot be read: those count no more.
+pub(super) async fn rows(conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<(Vec<Row>, u64)> {
     let since = match follow {
         Follow::Since(batch) => batch,
         Follow::Whole => -1,
     };
-    sqlx::query_as(ROWS).bind(node.to_sql()).bind(since).fetch_all(conn).await
+    match sqlx::query_as(ROWS).bind(node.to_sql()).bind(since).fetch_all(&mut *conn).await {
+        Err(error) if is_of_a_row(&error) => one_by_one(conn, node, since).await,
+        rows => Ok((rows?, 0)),
+    }
+}
+
+async fn one_by_one(conn: &mut Conn, node: NodeKey, since: i64) -> sqlx::Result<(Vec<Row>, u64)> {
+    let streams: Vec<Uuid> = sqlx::query_scalar(KEYS).bind(node.to_sql()).bind(since).fetch_all(&mut *conn).await?;
+    let (mut rows, mut unreadable) = (Vec::new(), 0);
+    for stream in streams {
+        match sqlx::query_as(ROW).bind(stream).fetch_optional(&mut *conn).await {
+            Err(error) if is_of_a_row(&error) => {
+                tracing::debug!(%stream, %error, "a stream's row cannot be read");
+                unreadable += 1;
+            }
+            row => rows.extend(row?),
+        }
+    }
+    Ok((rows, unreadable))
 }

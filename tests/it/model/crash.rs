@@ -3,7 +3,7 @@
 //! After a crash Postgres hands out again the ids that its write-ahead log does not speak of. A position that had claimed
 //! one of them would take the next event that gets it for seen.
 
-use std::{os::unix::fs::PermissionsExt as _, sync::Arc};
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, sync::Arc};
 
 use crewcast::{app::Server, auth::Role, db::embedded::Embedded};
 use nix::{
@@ -17,7 +17,7 @@ use super::{
     reader::{Reader, Seen},
     writer::take_ids,
 };
-use crate::support::{Client, connect, private_postgres, server, sql, token, url};
+use crate::support::{Client, connect, private_postgres_of, server, sql, token, url};
 
 /// A Postgres of one test's own.
 pub(super) struct Cluster {
@@ -29,9 +29,14 @@ pub(super) struct Cluster {
 impl Cluster {
     /// With these settings, which may need a restart.
     pub(super) async fn start(durable: bool, settings: &[&str]) -> Self {
+        Self::start_of(None, durable, settings).await
+    }
+
+    /// The same, of the programs in this folder.
+    pub(super) async fn start_of(bin_dir: Option<PathBuf>, durable: bool, settings: &[&str]) -> Self {
         let open = std::fs::Permissions::from_mode(0o755);
         let folder = tempfile::Builder::new().prefix("crewcast-model-").permissions(open).tempdir().unwrap();
-        let postgres = private_postgres(folder.path().to_owned(), durable).await;
+        let postgres = private_postgres_of(bin_dir, folder.path().to_owned(), durable).await;
         let url = url(&postgres.connect_options(), "crewcast");
         let cluster = Self { url, postgres, _folder: folder };
         let mut conn = connect(&cluster.url).await;

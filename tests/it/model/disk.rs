@@ -1,12 +1,12 @@
 //! Whatever a reader was given is on disk, however its publisher committed.
 
-use crewcast::log::epoch;
+use crewcast::{db::embedded, log::epoch};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
 use super::crash::{Cluster, stop_wal_writer};
-use crate::support::{Client, Stream, connect, number, own, server, sql};
+use crate::support::{Client, Stream, connect, folder, number, own, server, sql};
 
 /// Publishes in a transaction that goes around everything which would make its commit wait for the disk: its number.
 async fn publish_hastily(conn: &mut PgConnection) -> i64 {
@@ -116,5 +116,61 @@ async fn an_epoch_is_on_disk_once_it_was_told_whatever_the_role_sets() {
     let new = epoch::renew(&mut ours, &old).await.unwrap();
     cluster.crash_stopped(wal_writer).await;
     assert_eq!(epoch::identity(&mut own(&cluster.url).await).await.unwrap().epoch, new);
+    cluster.stop().await;
+}
+
+/// From Postgres 16 on an apply worker changes to the owner of the table and back, which undoes what its trigger has set.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_apply_worker_publishes_goes_out_once_it_is_on_disk() {
+    let none = folder().path().join("none");
+    let newer = tokio::task::spawn_blocking(move || embedded::fetched(&none, |_| {})).await.unwrap().unwrap();
+    let cluster = Cluster::start_of(Some(newer), true, &["wal_level = 'logical'", "wal_writer_delay = '10s'"]).await;
+    crewcast::app::migrate(&cluster.url.parse().unwrap()).await.unwrap();
+    let mut conn = connect(&cluster.url).await;
+    sql(&mut conn, "create database source").await;
+    let source_url = cluster.url.replacen("/crewcast?", "/source?", 1);
+    let mut source = connect(&source_url).await;
+    sql(&mut source, "create table orders (id int primary key)").await;
+    sql(&mut source, "create publication orders for table orders").await;
+    sql(&mut source, "select pg_create_logical_replication_slot('orders', 'pgoutput')").await;
+    for statement in [
+        "create role shop",
+        "grant usage on schema crewcast to shop",
+        "grant execute on function crewcast.publish to shop",
+        "create table orders (id int primary key)",
+        "create function publish_order() returns trigger language plpgsql as $$ begin
+             perform crewcast.publish('{topic:a}', 'test:order', json_build_object('id', new.id));
+             return null;
+         end $$",
+        "create trigger publish_order after insert on orders for each row execute function publish_order()",
+        "alter table orders enable always trigger publish_order",
+        "alter table orders owner to shop",
+    ] {
+        sql(&mut conn, statement).await;
+    }
+    let socket = cluster.url.split("host=").nth(1).unwrap().split('&').next().unwrap();
+    let subscription = format!(
+        "create subscription orders connection 'dbname=source user=postgres host={socket}' publication orders
+         with (create_slot = false, slot_name = 'orders', copy_data = false)"
+    );
+    sql(&mut conn, &subscription).await;
+
+    let node = server(&cluster.url, &["--poll=20ms"]).await;
+    let mut stream = Client::admin(&node).follow("rooms=topic:a").await;
+    sql(&mut source, "insert into orders values (1)").await;
+    stream.expect("test:order").await;
+    let wal_writer = stop_wal_writer(&mut conn).await;
+    sql(&mut source, "insert into orders values (2)").await;
+    let (_, order) = stream.expect("test:order").await;
+    let shown = order["meta"]["seq"].as_i64().unwrap();
+    node.stop().await;
+    cluster.crash_stopped(wal_writer).await;
+    // What was lost is applied again, and could get the same number: the time tells.
+    let found = sqlx::query_scalar::<_, bool>(
+        "select exists (select from crewcast.events where seq = $1
+                        and to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') = $2)",
+    );
+    let at = order["meta"]["at"].as_str().unwrap();
+    assert!(found.bind(shown).bind(at).fetch_one(&mut connect(&cluster.url).await).await.unwrap(), "{order}");
     cluster.stop().await;
 }
