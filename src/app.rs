@@ -44,7 +44,7 @@ use crate::{
         presence::{self, Keeper, PresenceSettings},
     },
     ids::NodeKey,
-    log::{epoch::Failover, named},
+    log::{epoch::Failover, named, retention::Keep},
     metrics::Metrics,
     tasks::Tasks,
     web::IdempotencyTtl,
@@ -184,6 +184,8 @@ impl Server {
         if let Some(fetcher) = fetcher {
             tasks.part("jwks", fetcher.run(stop.clone()));
         }
+        let retention = db::Retention::new(db.clone(), keep(&config), node, metrics.clone());
+        tasks.part("retention", retention.run(stop.clone()));
         tasks.part("sweeps", db::keep_sweeping(db.clone(), sweeps(&config), stop.clone()));
         let people = People::start(db.clone(), &tasks, stop.clone());
         let tickets = Tickets::start(db.clone(), ticket_settings(&config), metrics.clone(), &tasks, stop.clone());
@@ -430,11 +432,14 @@ fn pump_settings(config: &Config) -> PumpSettings {
     let limits = &config.limits;
     PumpSettings {
         poll: limits.poll,
-        floor_every: limits.floor_every,
-        retention: limits.retention,
         event_bytes_max: limits.event_bytes_max,
         failover: if config.database.failover_lossless { Failover::Lossless } else { Failover::Lossy },
     }
+}
+
+fn keep(config: &Config) -> Keep {
+    let limits = &config.limits;
+    Keep { age: limits.retention, events: limits.retention_events, every: limits.floor_every }
 }
 
 fn sweeps(config: &Config) -> Vec<Sweep> {

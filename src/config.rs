@@ -116,6 +116,9 @@ pub struct Limits {
     /// How long events are kept
     #[arg(long, env = "CREWCAST_RETENTION", default_value = "24h", value_parser = duration)]
     pub retention: Duration,
+    /// How many events are kept that are not older; the oldest ones beyond that are let go sooner
+    #[arg(long, env = "CREWCAST_RETENTION_EVENTS", default_value_t = 10_000_000, value_parser = clap::value_parser!(i64).range(0..=1_000_000_000_000))]
+    pub retention_events: i64,
     /// Events that a client may have missed and still be sent one by one
     #[arg(long, env = "CREWCAST_REPLAY_EVENTS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(i64).range(0..=1_000_000_000))]
     pub replay_events_max: i64,

@@ -147,6 +147,14 @@ metrics! {
     unreadable: Counters = "Times a row could not be read, by what it is; the rows beside it were";
     hub_lagged: Counter = "Times the hub fell behind the pump: every stream reads history";
 
+    log_floor_age: Gauge in Seconds = "How long ago the log's floor was noted: whoever was away for less can resume; retention and retention-events say when it rises";
+    log_events: Gauge = "Events of the log that can be resumed, up to the position noted last";
+    log_events_max: Gauge = "Events that the log keeps if they are not too old; retention-events";
+    log_overdue: Gauge = "Events below the floor that are not deleted yet";
+    log_deleted: Counter = "Events that this node has deleted because the floor had passed them";
+    log_batches: Counter = "Transactions in which it did";
+    log_retention_idle: Gauge in Seconds = "How long ago a node last noted a position, raised the floor or deleted something";
+
     limited: Counters = "Requests refused because a limit of one minute was reached, by limit";
     limit_keys: Gauge = "Callers and addresses that limits are counted for";
     limit_keys_max: Gauge = "Callers and addresses at most; those that did nothing for longest are forgotten";

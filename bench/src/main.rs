@@ -15,6 +15,7 @@ mod plain;
 mod presence;
 mod publish;
 mod quiet;
+mod retention;
 mod server;
 mod slow;
 mod sql;
@@ -42,7 +43,7 @@ use crate::{
 type Figure = fn(&Bench) -> Result<Vec<Row>>;
 
 /// Every figure: its name, what it is, how it is measured.
-const FIGURES: [(&str, &str, Figure); 12] = [
+const FIGURES: [(&str, &str, Figure); 13] = [
     ("memory", "memory of an idle stream", memory::rss_per_stream),
     ("fanout", "deliveries a second to one room, as fast as it goes", fanout::saturated),
     ("load", "what the load itself can take", fanout::load_limit),
@@ -54,6 +55,7 @@ const FIGURES: [(&str, &str, Figure); 12] = [
     ("quiet", "coming back to a quiet room of a long log", quiet::quiet_room),
     ("slow", "streams that stop reading for a while", slow::slow_readers),
     ("presence", "ten thousand people in one room", presence::crowd),
+    ("retention", "a log on disk that is deleted from as it grows", retention::retention),
     ("ten", "ten thousand streams get everything once and end well", memory::ten_thousand),
 ];
 
@@ -74,6 +76,12 @@ struct Arguments {
     /// Events in the long log [default: 10,000,000; quick: 100,000]
     #[arg(long)]
     log_events: Option<u64>,
+    /// Seconds that events are kept while retention is measured [default: 300; quick: 30]
+    #[arg(long)]
+    kept_seconds: Option<u64>,
+    /// Seconds that each log is written to while retention is measured, all rounds together [default: 3600; quick: 360]
+    #[arg(long)]
+    written_seconds: Option<u64>,
     /// Rounds of each measurement
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=99))]
     rounds: u8,
@@ -106,6 +114,10 @@ pub(crate) struct Bench {
     streams_max: usize,
     /// Events in the long log.
     pub(crate) log_events: u64,
+    /// How long events are kept where retention is measured.
+    pub(crate) kept: Duration,
+    /// How long each log is written to there.
+    pub(crate) written: Duration,
     began: Instant,
     /// Events that crewcast lost or doubled, and resets, over all figures.
     faults: AtomicU64,
@@ -182,6 +194,8 @@ fn measure(arguments: &Arguments) -> Result<bool> {
         rounds: arguments.rounds,
         streams_max: streams_max()?,
         log_events: arguments.log_events.unwrap_or(if arguments.quick { 100_000 } else { 10_000_000 }),
+        kept: Duration::from_secs(arguments.kept_seconds.unwrap_or(if arguments.quick { 30 } else { 300 })),
+        written: Duration::from_secs(arguments.written_seconds.unwrap_or(if arguments.quick { 360 } else { 3600 })),
         began: Instant::now(),
         faults: AtomicU64::new(0),
     };

@@ -16,6 +16,7 @@ pub mod embedded;
 mod migrate;
 mod pool;
 mod reach;
+mod retention;
 mod session;
 mod sweep;
 mod watch;
@@ -32,6 +33,7 @@ use tokio::sync::Notify;
 pub use self::{
     conn::Conn,
     migrate::migrate,
+    retention::Retention,
     session::ConnectError,
     sweep::{Sweep, keep_sweeping},
 };

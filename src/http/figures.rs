@@ -96,6 +96,8 @@ pub(super) struct Stats {
     queues: Queues,
     #[schema(inline)]
     ring: Bounded,
+    #[schema(inline)]
+    log: Log,
     /// Memory that the process holds.
     memory_bytes: i64,
     #[schema(inline)]
@@ -161,6 +163,26 @@ struct Queues {
     events: i64,
     bytes: i64,
     longest_bytes: i64,
+}
+
+/// What the log holds. Of all nodes, but for what was deleted; looked up every `floor-every`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct Log {
+    /// How long ago the floor was noted: whoever was away for less can resume.
+    floor_age_seconds: i64,
+    /// Events above the floor, up to the position noted last.
+    events: i64,
+    /// Events that are kept if they are not too old.
+    events_max: i64,
+    /// Events below the floor that are not deleted yet.
+    overdue: i64,
+    /// Events that this node has deleted.
+    deleted: u64,
+    /// Transactions in which it did.
+    batches: u64,
+    /// How long ago a node last did something for retention.
+    idle_seconds: i64,
 }
 
 /// The events routed last, in memory.
@@ -253,6 +275,15 @@ fn of(app: &App) -> Stats {
             events: metrics.ring_events.get(),
             bytes: metrics.ring.get(),
             bytes_max: app.config.limits.ring_bytes(),
+        },
+        log: Log {
+            floor_age_seconds: metrics.log_floor_age.get(),
+            events: metrics.log_events.get(),
+            events_max: metrics.log_events_max.get(),
+            overdue: metrics.log_overdue.get(),
+            deleted: metrics.log_deleted.get(),
+            batches: metrics.log_batches.get(),
+            idle_seconds: metrics.log_retention_idle.get(),
         },
         memory_bytes: metrics.resident_memory.get(),
         postgres: Postgres {

@@ -18,7 +18,7 @@ use crate::{
     log::{
         self, Event, FRESH_MAX, LogError, Now, Page, Position, Reader, Reading, Scope,
         epoch::{self, Failover, Proof},
-        named, retention,
+        named,
         rows::is_of_a_row,
     },
     metrics::Metrics,
@@ -47,10 +47,6 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct PumpSettings {
     /// The longest time between two looks at the log, when no commit rings the bell.
     pub poll: Duration,
-    /// How often a position is noted, for the floor to be raised to.
-    pub floor_every: Duration,
-    /// How long events are kept.
-    pub retention: Duration,
     /// Payloads of more bytes go out as a reference.
     pub event_bytes_max: u64,
     /// What a promoted standby means.
@@ -67,9 +63,6 @@ pub struct Pump {
     last: Position,
     /// The events last sent: after a reconnect they must still be there.
     proof: Vec<Proof>,
-    /// Events sent since a position was noted.
-    unmarked: i64,
-    marked: Option<Instant>,
     patience: Patience,
 }
 
@@ -119,8 +112,7 @@ impl Pump {
         let last = now.position();
         let hub = Hub::new(db.clone(), hub, metrics, now, warden);
         let patience = Patience::default();
-        let pump =
-            Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), unmarked: 0, marked: None, patience };
+        let pump = Self { db, settings, hub: hub.clone(), last, proof: Vec::new(), patience };
         Ok((pump, hub))
     }
 
@@ -170,7 +162,6 @@ impl Pump {
             let now = self.now(&mut conn, &self.last.base().beyond()).await?;
             self.advance(&mut conn, now, asked).await?;
             self.patience.is_rewarded();
-            within(self.mark(&mut conn)).await?;
             let _ = timeout(self.settings.poll, bell.notified()).await;
         }
     }
@@ -189,6 +180,10 @@ impl Pump {
         if to == self.last {
             self.looked(&now, asked);
             return Ok(());
+        }
+        if !self.last.includes(&now.floor) {
+            // What is new may have been let go before it was read here.
+            return self.jump(conn, &now, asked).await;
         }
         if now.fresh.is_empty() {
             let read = self.announce_read(&now, asked);
@@ -332,7 +327,6 @@ impl Pump {
     fn send(&mut self, read: u64, event: Event, at: Position) {
         tracing::debug!(target: "crewcast::events", seq = event.seq, kind = event.kind, rooms = ?event.rooms, "event");
         self.last = at.clone();
-        self.unmarked += 1;
         self.tell(Routed::Event(Arc::new(Live::new(read, event, at))));
     }
 
@@ -412,22 +406,6 @@ impl Pump {
     async fn within<T>(&self, answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
         self.patience.within(ANSWER_TIMEOUT, answer).await
     }
-
-    async fn mark(&mut self, conn: &mut Conn) -> Result<(), LogError> {
-        let PumpSettings { floor_every, retention, .. } = self.settings;
-        if self.marked.is_some_and(|marked| marked.elapsed() < floor_every) {
-            return Ok(());
-        }
-        if retention::note(conn, &self.last, self.unmarked, floor_every, retention).await? {
-            self.unmarked = 0;
-        }
-        self.marked = Some(Instant::now());
-        Ok(())
-    }
-}
-
-async fn within<T>(answer: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-    timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(SILENT))
 }
 
 const SILENT: LogError = LogError::Broken("Postgres does not answer");

@@ -59,7 +59,8 @@
 //!    refused by [`epoch::verify`].
 //! 10. **The floor.** What the floor contains may be deleted. Every statement that reads a page returns the floor of its
 //!     own snapshot, and the page counts only if the position it reads from includes that floor: a check before the read
-//!     would miss a deletion between two pages.
+//!     would miss a deletion between two pages. How the floor rises, and why nothing is deleted too early, is told in
+//!     [`retention`].
 //! 11. **Another log.** A log that was restored into another cluster counts from elsewhere; one that was restored into the
 //!     same cluster, over itself or beside itself, or copied there, goes on from where the copy was made; a database that was
 //!     set back counts again what it counted before. All are told by [`epoch`]: the log goes on under a new epoch, and every

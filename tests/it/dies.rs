@@ -344,8 +344,7 @@ async fn a_pump_that_panics_is_a_part_that_died() {
 }
 
 fn pump_settings() -> PumpSettings {
-    let (poll, hour) = (Duration::from_millis(20), Duration::from_secs(3600));
-    PumpSettings { poll, floor_every: hour, retention: hour, event_bytes_max: 65_536, failover: Failover::Lossy }
+    PumpSettings { poll: Duration::from_millis(20), event_bytes_max: 65_536, failover: Failover::Lossy }
 }
 
 fn hub_settings() -> HubSettings {

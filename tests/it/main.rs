@@ -41,6 +41,7 @@ mod readme;
 mod repeats;
 mod reset;
 mod restore;
+mod retention;
 mod rights;
 mod sessions;
 mod silent;
