@@ -15,7 +15,7 @@ const ROWS: i64 = 5000;
 /// What deletes the old rows of one table.
 #[derive(Debug, Clone, Copy)]
 pub struct Sweep {
-    /// Deletes rows older than `$1` seconds, `$2` at most.
+    /// Deletes rows older than `$1` seconds, `$2` at most. Other nodes sweep as well: it skips the rows that they have locked.
     pub statement: &'static str,
     /// How old they must be.
     pub age: Duration,

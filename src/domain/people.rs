@@ -91,7 +91,7 @@ pub struct People {
 /// What waits for the task.
 #[derive(Debug)]
 enum Waiting {
-    Seen(Seen),
+    Seen(Caller),
     /// Somebody who is told when all that came before is done.
     Asks(oneshot::Sender<()>),
 }
@@ -103,15 +103,6 @@ struct Noted {
     at: Instant,
     /// Whether there is a row of theirs.
     is_written: bool,
-}
-
-/// Somebody who was seen.
-#[derive(Debug, Serialize)]
-struct Seen {
-    #[serde(flatten)]
-    caller: Caller,
-    #[serde(with = "time::serde::rfc3339")]
-    at: OffsetDateTime,
 }
 
 impl People {
@@ -130,8 +121,7 @@ impl People {
         }
         let mut noted = self.noted();
         let is_known = noted.get(&caller.sub).is_some_and(|noted| noted.holds(caller));
-        let seen = || Seen { caller: caller.clone(), at: OffsetDateTime::now_utc() };
-        if is_known || self.waiting.try_send(Waiting::Seen(seen())).is_err() {
+        if is_known || self.waiting.try_send(Waiting::Seen(caller.clone())).is_err() {
             return;
         }
         if noted.len() >= REMEMBERED_MAX {
@@ -211,10 +201,10 @@ impl Scribe {
         }
     }
 
-    async fn note(&self, seen: &[Seen]) {
+    async fn note(&self, seen: &[Caller]) {
         let written = if seen.is_empty() { Ok(()) } else { write(&self.db, seen).await };
         let mut noted = lock(&self.noted);
-        for Seen { caller, .. } in seen {
+        for caller in seen {
             match (&written, noted.get_mut(&caller.sub)) {
                 (Ok(()), Some(noted)) => noted.is_written = true,
                 (Ok(()), None) => {}
@@ -228,7 +218,7 @@ impl Scribe {
 }
 
 /// Who was seen, and who asks.
-fn parted(batch: Vec<Waiting>) -> (Vec<Seen>, Vec<oneshot::Sender<()>>) {
+fn parted(batch: Vec<Waiting>) -> (Vec<Caller>, Vec<oneshot::Sender<()>>) {
     let (mut seen, mut asking) = (Vec::new(), Vec::new());
     for waiting in batch {
         match waiting {
@@ -240,23 +230,25 @@ fn parted(batch: Vec<Waiting>) -> (Vec<Seen>, Vec<oneshot::Sender<()>>) {
 }
 
 /// One statement writes no row twice.
-fn latest_of_each(batch: Vec<Seen>) -> Vec<Seen> {
+fn latest_of_each(batch: Vec<Caller>) -> Vec<Caller> {
     let mut subs = HashSet::new();
-    batch.into_iter().rev().filter(|seen| subs.insert(seen.caller.sub.clone())).collect()
+    batch.into_iter().rev().filter(|seen| subs.insert(seen.sub.clone())).collect()
 }
 
-async fn write(db: &Db, seen: &[Seen]) -> sqlx::Result<()> {
+/// Of what two nodes say the later written holds, and only Postgres's clock says when: theirs may differ. Two nodes may
+/// write the same people, so each does so in one order.
+async fn write(db: &Db, seen: &[Caller]) -> sqlx::Result<()> {
     let mut conn = db.acquire_raw().await?;
     sqlx::query(
         r#"insert into crewcast.people as person
                (sub, name, avatar_url, roles, divisions, topics, first_seen, last_seen)
-           select sub, name, "avatarUrl", roles, divisions, topics, at, at
+           select sub, name, "avatarUrl", roles, divisions, topics, now(), now()
            from jsonb_to_recordset($1) as seen
-               (sub text, name text, "avatarUrl" text, roles text[], divisions text[], topics text[], at timestamptz)
+               (sub text, name text, "avatarUrl" text, roles text[], divisions text[], topics text[])
+           order by sub
            on conflict (sub) do update
                set name = excluded.name, avatar_url = excluded.avatar_url, roles = excluded.roles,
-                   divisions = excluded.divisions, topics = excluded.topics, last_seen = excluded.last_seen
-               where person.last_seen <= excluded.last_seen"#,
+                   divisions = excluded.divisions, topics = excluded.topics, last_seen = excluded.last_seen"#,
     )
     .bind(sqlx::types::Json(seen))
     .execute(&mut conn)

@@ -55,7 +55,8 @@ impl IdempotencyTtl {
         Sweep {
             statement: "delete from crewcast.answers where ctid = any(array(
                             select ctid from crewcast.answers
-                            where made_at < now() - make_interval(secs => $1) limit $2))",
+                            where made_at < now() - make_interval(secs => $1)
+                            order by made_at limit $2 for update skip locked))",
             age: self.0,
         }
     }

@@ -1,10 +1,13 @@
 //! People as their tokens name them, and how they want to be told of things.
 
-use crewcast::auth::{Claims, Role, Roles};
+use crewcast::{
+    app::Server,
+    auth::{Claims, Role, Roles},
+};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Client, connect, database, mint, number, server, token};
+use crate::support::{Client, connect, database, mint, number, server, sql, token};
 
 #[tokio::test]
 async fn the_server_says_who_it_takes_a_caller_for() {
@@ -128,5 +131,65 @@ async fn preferences_that_no_client_could_follow_are_refused_and_nothing_is_writ
     }
     let rows = "select (select count(*) from crewcast.preferences) + (select count(*) from crewcast.events)";
     assert_eq!(number(&mut conn, rows).await, 0);
+    server.stop().await;
+}
+
+/// Somebody with these roles and this name.
+fn named(server: &Server, sub: &str, roles: &[Role], name: &str) -> Client {
+    let exp = time::OffsetDateTime::now_utc().unix_timestamp() + 3600;
+    let roles = Roles::of(roles.iter().copied());
+    let claims = Claims { name: Some(name.to_owned()), roles, ..Claims::new(sub.parse().unwrap(), exp) };
+    Client::new(server, &mint(&claims))
+}
+
+#[tokio::test]
+async fn of_what_two_nodes_say_of_somebody_the_later_written_holds_whatever_their_clocks_say() {
+    let url = database().await;
+    let (one, two) = (server(&url, &[]).await, server(&url, &[]).await);
+    let (admin, mut conn) = (Client::admin(&one), connect(&url).await);
+    let project = admin.project("north").await;
+    named(&one, "eva", &[Role::Manager], "Eva").read("/v1/alerts").await;
+    // As a node would have written it whose clock is ahead.
+    let ahead =
+        "update crewcast.people set first_seen = now() + interval '1 hour', last_seen = now() + interval '1 hour'";
+    sql(&mut conn, ahead).await;
+    named(&two, "eva", &[], "Eva").read("/v1/alerts").await;
+    let comment = json!({ "body": "@eva", "mentions": ["eva"] });
+    admin.make(&format!("/v1/projects/{project}/comments"), comment).await;
+    let told = "select count(*) from crewcast.alert_rooms where room = 'user:eva'";
+    assert_eq!(number(&mut conn, told).await, 0, "she is no manager any more, and the project is 404 for her");
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn people_are_written_in_one_order_so_that_two_nodes_never_wait_for_each_other() {
+    let url = database().await;
+    let server = server(&url, &[]).await;
+    let (mut conn, mut first, mut second) = (connect(&url).await, connect(&url).await, connect(&url).await);
+    let subs = ["a", "b", "c", "x"];
+    for sub in subs {
+        named(&server, sub, &[], "before").read("/v1/alerts").await;
+    }
+    // Whoever comes while x is waited for is written with the others.
+    for (lock, sub) in [(&mut first, "x"), (&mut second, "b")] {
+        sql(lock, "begin").await;
+        sql(lock, &format!("select from crewcast.people where sub = '{sub}' for update")).await;
+    }
+    let waits = "select count(*) from pg_stat_activity
+                 where datname = current_database() and wait_event_type = 'Lock' and query like '%crewcast.people%'";
+    for sub in ["x", "b", "c", "a"] {
+        let noted = named(&server, sub, &[], "after").send(Method::GET, "/v1/me", Value::Null).await;
+        assert_eq!(noted.0, StatusCode::OK);
+        while number(&mut conn, waits).await == 0 {}
+    }
+    sql(&mut first, "rollback").await;
+    while number(&mut conn, "select count(*) from crewcast.people where sub = 'x' and name = 'after'").await == 0 {}
+    while number(&mut conn, waits).await == 0 {}
+    let free =
+        "select count(*) from (select from crewcast.people where sub in ('a', 'c') for update skip locked) as free";
+    assert_eq!(number(&mut conn, free).await, 1, "a is written, b is waited for, and c comes after that");
+    sql(&mut second, "rollback").await;
+    while number(&mut conn, "select count(*) from crewcast.people where name = 'after'").await < 4 {}
     server.stop().await;
 }

@@ -84,8 +84,11 @@ pub const REPLACE: &str = "
     update crewcast.sessions set caller = $2, ends_at = $3 where id = $1
     returning sha256(convert_to(caller::text, 'UTF8'))";
 
-/// Ends sessions. `$1`: the digests of their cookies.
-pub const END: &str = "delete from crewcast.sessions where digest = any($1)";
+/// Ends sessions. `$1`: the digests of their cookies. Locked in order: a browser may have the same ones ended on two nodes at
+/// once.
+pub const END: &str = "
+    delete from crewcast.sessions where digest = any(array(
+        select digest from crewcast.sessions where digest = any($1) order by digest for update))";
 
 /// Deletes the sessions that ended longest ago. `$1`: how long ago they must have, in seconds, `$2`: how many at most.
 pub const SWEEP: &str = "

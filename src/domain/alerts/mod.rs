@@ -114,7 +114,8 @@ impl AlertRetention {
         }
         let statements = [
             "delete from crewcast.alerts where ctid = any(array(
-                select ctid from crewcast.alerts where created_at < now() - make_interval(secs => $1) limit $2))",
+                select ctid from crewcast.alerts where created_at < now() - make_interval(secs => $1)
+                order by created_at limit $2 for update skip locked))",
             left_over!("acknowledgements", "number"),
             left_over!("unread", "number"),
             left_over!("sorted", "upto"),

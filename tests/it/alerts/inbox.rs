@@ -12,6 +12,7 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
     let server = server(&database().await, &["--retention=1h"]).await;
     let (ana, max) = (Client::admin(&server), Client::new(&server, &token("max", &[Role::Manager])));
     let (eva, nora) = (member(&server, "eva", &[]), member(&server, "nora", &["north"]));
+    assert_eq!(inbox(&max).await.1, 0);
     raise(&max, "before", &["company", "user:eva"]).await;
     for (client, unread) in [(&eva, 0), (&nora, 0), (&ana, 0), (&max, 1)] {
         assert_eq!(inbox(client).await.1, unread, "only who raised it was seen before");
@@ -49,6 +50,21 @@ async fn an_inbox_holds_what_one_may_read_now_since_one_was_first_seen() {
     sqlx::query(age).execute(&mut conn).await.unwrap();
     assert_eq!(inbox(&eva).await, titles(&["eva", "all"]));
     drop(conn);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_inbox_opens_behind_the_last_alert_whatever_the_clocks_say() {
+    let url = database().await;
+    let server = server(&url, &[]).await;
+    let max = Client::new(&server, &token("max", &[Role::Manager]));
+    raise(&max, "before", &["company"]).await;
+    // Postgres's clock was ahead, and somebody set it right.
+    sql(&mut connect(&url).await, "update crewcast.alerts set created_at = created_at + interval '1 hour'").await;
+    let eva = member(&server, "eva", &[]);
+    assert_eq!(inbox(&eva).await.1, 0);
+    raise(&max, "after", &["company"]).await;
+    assert_eq!(inbox(&eva).await, (vec!["after".to_owned()], 1));
     server.stop().await;
 }
 
