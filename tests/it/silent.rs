@@ -93,8 +93,8 @@ async fn a_stream_that_reads_nothing_holds_little_of_the_kernels_memory() {
     for first in (1..=2500).step_by(100) {
         publish(&mut conn, "topic:a", first..=first + 99, 4000).await;
     }
-    // Its queue is full, so that its socket is.
-    ana.stats_when(|stats| stats["replays"]["queueOverflows"] == 1).await;
+    // Its queue has been full, so that its socket is.
+    ana.stats_when(|stats| stats["replays"]["queueOverflows"].as_i64().is_some_and(|times| times > 0)).await;
     let held = waiting_bytes(&stream);
     println!("{held} bytes wait in the kernel");
     assert!((100_000..700_000).contains(&held), "{held}");
