@@ -187,6 +187,8 @@ metrics! {
     presence_unwritten: Gauge = "Streams of this node that the other nodes cannot read of yet";
     presence_statements: Counter = "Statements that wrote streams of this node: all that wait at a moment share one";
     typing: Gauge = "Fields that somebody types in, each counted once a person";
+    typing_waiting: Gauge = "Fields that somebody types in of whom this node has not read yet; at most 1024";
+    typing_dropped: Counter = "Times one more was said to be typed in";
 
     pump_connected: Gauge = "1 while the log is read, else 0";
     pump_reads: Counter = "Reads of the log that found something new";

@@ -73,7 +73,7 @@ pub(super) async fn ask(app: &App, node: NodeKey, order: Order) -> Result<Value>
     }
     let patience = app.config.limits.command_timeout;
     within(patience, async {
-        if !is_there(app, node).await? {
+        if !app.hub.presence().lives(node) && !is_there(app, node).await? {
             return Err(Error::not_found());
         }
         let order = serde_json::to_value(&order).map_err(Error::internal)?;

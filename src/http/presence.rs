@@ -156,7 +156,7 @@ pub(super) struct Types {
 
 /// Does it for a stream of this node, and tells the others.
 pub(super) fn do_type(app: &App, stream: Uuid, types: Types) -> Result<Value> {
-    let typed = app.hub.presence().typed(stream, &types.room, &types.field, types.typing);
+    let typed = app.hub.typed(stream, &types.room, &types.field, types.typing);
     typed.map_err(|error| match error {
         NotTyping::NotThere => Error::forbidden("Your stream is not in this room, or it is no project's."),
         NotTyping::TooMany(_) => Error::invalid_body("/field", format!("is one too many: {error}")),
@@ -166,9 +166,9 @@ pub(super) fn do_type(app: &App, stream: Uuid, types: Types) -> Result<Value> {
     Ok(Value::Null)
 }
 
-/// Another node says that somebody types. If it is not known yet who that is, it is said again soon.
+/// Another node says that somebody types. Who that is may become known only after it.
 pub(super) fn hear_typing(app: &App, told: Value) {
     if let Ok((stream, Types { room, field, typing })) = serde_json::from_value::<(Uuid, Types)>(told) {
-        let _ = app.hub.presence().typed(stream, &room, &field, typing);
+        let _ = app.hub.presence().typed(stream, &room, &field, typing, || true);
     }
 }

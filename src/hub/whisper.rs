@@ -7,7 +7,7 @@ use uuid::Uuid;
 pub(super) use super::presence::Whisper;
 use super::{
     Closing, ClosingReason, Holder, Hub,
-    presence::{Ear, Presence, Who},
+    presence::{Ear, NotTyping, Presence, Who},
 };
 
 impl Hub {
@@ -30,6 +30,16 @@ impl Hub {
         for mailbox in state.rooms.members(&whisper.room).iter().filter(|mailbox| is_meant(mailbox.key)) {
             mailbox.whisper(&whisper);
         }
+    }
+
+    /// A stream of this node types in a field, or does not any more.
+    ///
+    /// # Errors
+    /// [`NotTyping`].
+    pub fn typed(&self, stream: Uuid, room: &str, field: &str, is_typing: bool) -> Result<(), NotTyping> {
+        // It is in rooms that it joined before it has caught up with them, and others see it there after that.
+        let is_coming = || self.mailbox(stream).is_some_and(|mailbox| mailbox.is_in(room));
+        self.presence.typed(stream, room, field, is_typing, is_coming)
     }
 
     /// How long a stream that has ended still counts as there: until its client can be expected back.

@@ -75,6 +75,17 @@ pub struct Update {
     pub editing: Option<Option<Editing>>,
 }
 
+impl Update {
+    /// Both as one, when they are said one after the other.
+    pub(super) fn then(self, later: Self) -> Self {
+        Self {
+            status: later.status.or(self.status),
+            viewing: later.viewing.or(self.viewing),
+            editing: later.editing.or(self.editing),
+        }
+    }
+}
+
 /// What is there is given, also when it is null.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Presence, ROW_KEPT,
     leases::{Beat, Follow, Leases},
-    store::{self, Batch},
+    store::{self, Batch, Row},
 };
 use crate::{
     bus::{Bus, Message},
@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// So long what happens is gathered before it is written: ten times a second at most, however fast streams come. Only the
 /// other nodes wait for it.
-const GATHER: Duration = Duration::from_millis(100);
+pub(super) const GATHER: Duration = Duration::from_millis(100);
 
 /// Postgres not answering for so long is away. Nobody waits for the keeper but the end of the process.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -159,7 +159,9 @@ impl Keeper {
 
     async fn write_own(&self, conn: &mut Conn, ended: bool) -> sqlx::Result<bool> {
         let beat = Beat { node: self.presence.node, beat: self.beat, batch: self.batch, ended, age: Duration::ZERO };
-        store::write_node(conn, beat, &self.name).await
+        let (is_new, micros) = store::write_node(conn, beat, &self.name).await?;
+        self.presence.set_clock(micros);
+        Ok(is_new)
     }
 
     /// Looks at what the other nodes wrote.
@@ -167,6 +169,7 @@ impl Keeper {
         let looked = timeout(ANSWER_TIMEOUT, self.try_to_look()).await;
         if let Err(error) = looked.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
             self.leases.failed();
+            self.presence.set_living(HashSet::new());
             self.failed(&error);
         }
     }
@@ -176,36 +179,53 @@ impl Keeper {
         let at = Instant::now();
         let beats = store::nodes(&mut conn, self.presence.node).await?;
         let findings = self.leases.looked(&beats, at);
+        let mut read = Vec::new();
+        for (node, follow) in findings.read {
+            read.push((node, follow, self.read(&mut conn, node, follow).await?));
+        }
+        for (node, batch) in self.take_in(read) {
+            let known = beats.iter().find(|beat| beat.node == node).map(|beat| beat.batch);
+            self.leases.followed(node, known.max(batch).unwrap_or(-1), at);
+        }
+        // Whoever left a dead node for another is there by now.
         for node in &findings.dead {
             tracing::warn!(%node, "a node gives no sign of life: its users have left");
             self.presence.kept(*node, &HashSet::new());
         }
-        for (node, follow) in findings.read {
-            let batch = beats.iter().find(|beat| beat.node == node).map_or(-1, |beat| beat.batch);
-            let batch = self.follow(&mut conn, node, follow).await?.max(batch);
-            self.leases.followed(node, batch, at);
-        }
+        self.presence.set_living(self.leases.living());
         self.bus.set_alone(self.leases.alive() == 0);
         self.presence.metrics.presence_nodes.set(self.leases.alive().try_into().unwrap_or(i64::MAX));
         Ok(())
     }
 
-    /// Takes a node's streams into the picture; the last batch that they are of.
-    async fn follow(&self, conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<i64> {
+    /// A node's streams that can be read.
+    async fn read(&self, conn: &mut Conn, node: NodeKey, follow: Follow) -> sqlx::Result<Vec<Row>> {
         let (rows, unreadable) = store::rows(conn, node, follow).await?;
         if unreadable > 0 {
             (0..unreadable).for_each(|_| _ = self.presence.metrics.unreadable.count("what", "presence"));
             tracing::warn!(%node, unreadable, "some of a node's streams cannot be read: the others are shown without them");
         }
-        let (batch, stamp) = (rows.iter().map(|row| row.batch).max(), rows.iter().filter_map(|row| row.stamp).max());
+        Ok(rows)
+    }
+
+    /// Takes what several nodes wrote into the picture, all at once: a user may have gone from one to another. The last batch
+    /// that was read of each.
+    fn take_in(&self, read: Vec<(NodeKey, Follow, Vec<Row>)>) -> Vec<(NodeKey, Option<i64>)> {
         let now = Instant::now();
-        let facts: Vec<_> = rows.into_iter().map(|row| row.facts(now)).collect();
-        let streams: HashSet<Uuid> = facts.iter().map(|(stream, _)| *stream).collect();
-        self.presence.heard(facts, stamp.unwrap_or(0));
-        if follow == Follow::Whole {
-            self.presence.kept(node, &streams);
+        let (mut facts, mut stamp, mut batches, mut whole) = (Vec::new(), 0, Vec::new(), Vec::new());
+        for (node, follow, rows) in read {
+            batches.push((node, rows.iter().map(|row| row.batch).max()));
+            stamp = rows.iter().filter_map(|row| row.stamp).max().unwrap_or(0).max(stamp);
+            if follow == Follow::Whole {
+                whole.push((node, rows.iter().map(|row| row.stream).collect()));
+            }
+            facts.extend(rows.into_iter().map(|row| row.facts(now)));
         }
-        Ok(batch.unwrap_or(-1))
+        self.presence.heard(facts, stamp);
+        for (node, streams) in &whole {
+            self.presence.kept(*node, streams);
+        }
+        batches
     }
 
     /// Leaves behind for how long each user of this node stays.

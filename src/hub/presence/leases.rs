@@ -5,7 +5,10 @@
 //! and no clocks of different machines are compared. How long a node has been silent that we see for the first time is
 //! told by Postgres: whoever died before we came is not believed in for a lease more.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -126,6 +129,11 @@ impl Leases {
         if let Some(node) = self.nodes.get_mut(&node) {
             node.followed = Some((batch, at));
         }
+    }
+
+    /// The nodes that live, and have streams.
+    pub(super) fn living(&self) -> HashSet<NodeKey> {
+        self.nodes.iter().filter(|(_, node)| !node.is_dead && !node.ended).map(|(key, _)| *key).collect()
     }
 
     /// The nodes that are not dead.

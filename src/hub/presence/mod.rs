@@ -11,9 +11,11 @@
 //! in order. Whoever delivers may therefore lock the hub, and never calls back; whoever holds the hub's lock does not call
 //! this. They have no id and are in no log: one that a stream misses is made good by the next one.
 
+mod early;
 mod facts;
 mod keeper;
 mod leases;
+mod reports;
 mod room;
 mod store;
 #[cfg(test)]
@@ -30,7 +32,6 @@ use std::{
     time::Duration,
 };
 
-use time::OffsetDateTime;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -38,6 +39,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::{
+    early::Early,
+    facts::{Facts, with_presence},
+    reports::{Reports, Word},
+    typing::{Told, Typing},
+    view::{News, View},
+};
 pub use self::{
     facts::{Editing, Shown, ShownStatus, Status, Update, Who},
     keeper::Keeper,
@@ -45,11 +53,6 @@ pub use self::{
     store::{END, FORGET, GONE, NODE, NODES, PUT, ROWS, SWEEP, sweep},
     typing::{FIELDS_MAX, TooManyFields, Typist},
     whisper::{Count, Ear, Whisper},
-};
-use self::{
-    facts::{Facts, with_presence},
-    typing::{Told, Typing},
-    view::{News, View},
 };
 use crate::{ids::NodeKey, metrics::Metrics};
 
@@ -102,14 +105,20 @@ pub struct Presence {
 struct State {
     view: View,
     typing: Typing,
+    early: Early,
+    reports: Reports,
     /// Open streams of this node whose user never appears.
     unseen: HashSet<Uuid>,
     /// Streams of this node whose rows are not what they should be.
     dirty: HashSet<Uuid>,
     /// What the clock's task waits for.
     awaited: Option<Instant>,
+    /// Other nodes that gave a sign of life when they were looked at last, if that could be done.
+    living: HashSet<NodeKey>,
     /// The last stamp that any report has, here or in what was read.
     stamp: i64,
+    /// Postgres's clock, in microseconds, and when it showed that; none before it has been seen.
+    clock: Option<(i64, Instant)>,
 }
 
 impl Presence {
@@ -121,8 +130,10 @@ impl Presence {
         deliver: impl Fn(Whisper) + Send + Sync + 'static,
     ) -> Self {
         let (view, typing) = (View::new(settings.users_max), Typing::new(settings.typing_ttl));
-        let (unseen, dirty) = (HashSet::new(), HashSet::new());
-        let state = State { view, typing, unseen, dirty, awaited: None, stamp: 0 };
+        let (early, unseen, dirty) = (Early::new(settings.typing_ttl), HashSet::new(), HashSet::new());
+        let reports = Reports::default();
+        let (living, awaited, stamp, clock) = (HashSet::new(), None, 0, None);
+        let state = State { view, typing, early, reports, unseen, dirty, awaited, living, stamp, clock };
         Self {
             node,
             settings,
@@ -169,6 +180,7 @@ impl Presence {
             self.write(&mut state, stream);
         }
         self.show(&mut state, stream, &joined, now);
+        self.show_early(&mut state);
         self.wake(&mut state);
     }
 
@@ -199,35 +211,25 @@ impl Presence {
 
     /// The client of a stream of this node says what its user does. Whether that is anybody who is shown.
     pub fn reported(&self, stream: Uuid, update: Update) -> bool {
+        let now = Instant::now();
         let mut state = self.state();
         if state.view.facts(stream).is_none() {
             return false;
         }
-        let stamp = state.next_stamp();
-        let news = state.view.reported(stream, update, stamp, Instant::now());
-        self.tell(news, None);
-        self.write(&mut state, stream);
+        let word = (update, state.next_stamp(now));
+        if let Some(word) = state.reports.say(stream, word, now) {
+            self.show_report(&mut state, stream, word, now);
+        }
+        self.wake(&mut state);
         true
     }
 
-    /// A stream of any node types in a field, or does not any more.
-    ///
-    /// # Errors
-    /// [`NotTyping`].
-    pub fn typed(&self, stream: Uuid, room: &str, field: &str, is_typing: bool) -> Result<(), NotTyping> {
-        let mut state = self.state();
-        let State { view, typing, .. } = &mut *state;
-        let facts = view.facts(stream).filter(|facts| facts.ends.is_none()).ok_or(NotTyping::NotThere)?;
-        let room = facts.rooms.iter().find(|name| ***name == *room && name.starts_with("project:"));
-        let room = room.ok_or(NotTyping::NotThere)?;
-        let told = if is_typing {
-            typing.start(stream, &facts.who, room, &field.into(), Instant::now())?
-        } else {
-            typing.stop(stream, room, field)
-        };
-        self.tell_typing(told.as_slice());
-        self.wake(&mut state);
-        Ok(())
+    fn show_report(&self, state: &mut State, stream: Uuid, (update, stamp): Word, now: Instant) {
+        if state.view.facts(stream).is_some() {
+            let news = state.view.reported(stream, update, stamp, now);
+            self.tell(news, None);
+            self.write(state, stream);
+        }
     }
 
     /// A stream of this node has ended. It counts until the grace has passed; zero when its client said good-bye.
@@ -239,6 +241,9 @@ impl Presence {
         self.tell_typing(&told);
         if state.view.facts(stream).is_none_or(|facts| facts.ends.is_some()) {
             return;
+        }
+        if let Some(word) = state.reports.finish(stream) {
+            self.show_report(&mut state, stream, word, now);
         }
         let news = state.view.closed(stream, grace, now);
         self.tell(news, None);
@@ -259,9 +264,25 @@ impl Presence {
         self.settings.grace
     }
 
+    /// Whether another node is known to live, however old the sign of life is that it left in Postgres: that may have been
+    /// away from all of them.
+    pub fn lives(&self, node: NodeKey) -> bool {
+        self.state().living.contains(&node)
+    }
+
     /// Another node has written something: what it wrote is read at once.
     pub fn look_now(&self) {
         self.look.notify_one();
+    }
+
+    /// These nodes live, and no others.
+    fn set_living(&self, living: HashSet<NodeKey>) {
+        self.state().living = living;
+    }
+
+    /// Postgres's clock shows this now.
+    fn set_clock(&self, micros: i64) {
+        self.state().clock = Some((micros, Instant::now()));
     }
 
     /// Sets the gauges.
@@ -274,6 +295,7 @@ impl Presence {
             (&self.metrics.presence_streams, state.view.streams().len()),
             (&self.metrics.presence_unwritten, state.dirty.len()),
             (&self.metrics.typing, state.typing.len()),
+            (&self.metrics.typing_waiting, state.early.len()),
         ];
         for (gauge, value) in gauges {
             gauge.set(value.try_into().unwrap_or(i64::MAX));
@@ -301,6 +323,10 @@ impl Presence {
     /// Tells what time has changed; when it changes something next.
     fn pass(&self, now: Instant) -> Option<Instant> {
         let mut state = self.state();
+        state.early.passed(now);
+        for (stream, word) in state.reports.passed(now) {
+            self.show_report(&mut state, stream, word, now);
+        }
         let (told, news) = (state.typing.passed(now), state.view.passed(now));
         self.tell_typing(&told);
         self.tell(news, None);
@@ -325,12 +351,13 @@ impl Presence {
 
     fn tell_of_others(&self, state: &mut State, news: Vec<News>) {
         let State { view, typing, .. } = state;
-        let is_open = |stream: Uuid| view.facts(stream).is_some_and(|facts| facts.ends.is_none());
-        let closed: Vec<Uuid> = typing.streams().filter(|stream| !is_open(*stream)).collect();
-        for stream in closed {
-            self.tell_typing(&typing.keep_in(stream, &[]));
+        for stream in typing.streams().collect::<Vec<_>>() {
+            let open = view.facts(stream).filter(|facts| facts.ends.is_none());
+            let rooms: Vec<&str> = open.iter().flat_map(|facts| facts.rooms.iter().map(|room| &**room)).collect();
+            self.tell_typing(&typing.keep_in(stream, &rooms));
         }
         self.tell(news, None);
+        self.show_early(state);
         self.wake(state);
     }
 
@@ -378,12 +405,15 @@ impl Presence {
 
 impl State {
     fn next_due(&self) -> Option<Instant> {
-        self.view.next_due().into_iter().chain(self.typing.next_due()).min()
+        let due = [self.view.next_due(), self.typing.next_due(), self.early.next_due(), self.reports.next_due()];
+        due.into_iter().flatten().min()
     }
 
-    /// Later than all reports that this node knows of, and by the clock later than what it does not know of.
-    fn next_stamp(&mut self) -> i64 {
-        let clock = i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(0);
+    /// Later than all reports that this node knows of, and by the one clock that all nodes have later than what it does not
+    /// know of.
+    fn next_stamp(&mut self, now: Instant) -> i64 {
+        let since = |at| i64::try_from(now.saturating_duration_since(at).as_micros()).unwrap_or(0);
+        let clock = self.clock.map_or(0, |(micros, at)| micros.saturating_add(since(at)));
         self.stamp = clock.max(self.stamp + 1);
         self.stamp
     }

@@ -23,12 +23,12 @@ const NODE_KEPT: Duration = Duration::from_secs(300);
 const STREAMS_MAX: usize = 5000;
 
 /// Writes a node's row. `$1`: its key, `$2`: its name, `$3`: its beat, `$4`: its last batch, `$5`: whether it ends. Whether
-/// there was none: then its streams' rows are gone, too.
+/// there was none: then its streams' rows are gone, too. And the time, in microseconds.
 pub const NODE: &str = "
     insert into crewcast.nodes as node (key, name, beat, batch, ended) values ($1, $2, $3, $4, $5)
     on conflict (key) do update
         set beat = excluded.beat, batch = excluded.batch, ended = excluded.ended, beat_at = now()
-    returning xmax = 0";
+    returning xmax = 0, (extract(epoch from clock_timestamp()) * 1000000)::bigint";
 
 /// Writes streams of a node. `$1`: the node, `$2`: the batch, then what is known of each. No room's name has a comma.
 pub const PUT: &str = "
@@ -107,10 +107,10 @@ impl Batch {
     }
 }
 
-/// Writes a node's own row. Whether it is new.
-pub(super) async fn write_node(conn: &mut Conn, beat: Beat, name: &str) -> sqlx::Result<bool> {
+/// Writes a node's own row. Whether it is new, and Postgres's time in microseconds.
+pub(super) async fn write_node(conn: &mut Conn, beat: Beat, name: &str) -> sqlx::Result<(bool, i64)> {
     let Beat { node, beat, batch, ended, .. } = beat;
-    sqlx::query_scalar(NODE).bind(node.to_sql()).bind(name).bind(beat).bind(batch).bind(ended).fetch_one(conn).await
+    sqlx::query_as(NODE).bind(node.to_sql()).bind(name).bind(beat).bind(batch).bind(ended).fetch_one(conn).await
 }
 
 /// No stream of a node is open any more.

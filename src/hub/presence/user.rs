@@ -1,7 +1,8 @@
 //! One user, as all of their streams together say.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::facts::{Facts, Report, Shown, ShownStatus, Status, Who};
@@ -12,6 +13,26 @@ use crate::ids::Room;
 pub(super) struct User {
     /// Few, so that they are looked through.
     streams: Vec<(Uuid, Facts)>,
+    /// What no stream says any more and is still shown.
+    lingering: Option<Box<Lingering>>,
+}
+
+/// What is still shown of a user for a moment: another node may be about to say it.
+#[derive(Debug)]
+struct Lingering {
+    /// The user as they were.
+    was: Portrait,
+    /// Until when they are online.
+    online: Option<Instant>,
+    /// Until when they are in these rooms.
+    rooms: BTreeMap<Arc<str>, Instant>,
+}
+
+/// What a user's streams say of where they are.
+#[derive(Debug)]
+pub(super) struct Said {
+    is_online: bool,
+    rooms: Vec<Arc<str>>,
 }
 
 impl User {
@@ -43,26 +64,93 @@ impl User {
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.streams.is_empty()
+        self.streams.is_empty() && self.lingering.is_none()
     }
 
-    /// Online when any of their streams is active.
-    pub(super) fn status(&self) -> Status {
-        let is_online = self.streams.iter().any(|(_, facts)| facts.status == Status::Online);
-        if is_online { Status::Online } else { Status::Idle }
+    /// What a stream's status is that resumes: as the others are, and online where there are none.
+    pub(super) fn resumed(&self) -> Status {
+        if self.is_online() || self.streams.is_empty() { Status::Online } else { Status::Idle }
     }
 
-    /// What is shown of them, wherever they are; none when no stream is left.
+    /// Whether any of their streams is active.
+    fn is_online(&self) -> bool {
+        self.streams.iter().any(|(_, facts)| facts.status == Status::Online)
+    }
+
+    fn status(&self) -> Status {
+        let lingers = self.lingering.as_ref().is_some_and(|lingering| lingering.online.is_some());
+        if self.is_online() || lingers { Status::Online } else { Status::Idle }
+    }
+
+    /// What their streams say.
+    pub(super) fn said(&self) -> Said {
+        Said { is_online: self.is_online(), rooms: self.stream_rooms() }
+    }
+
+    /// What their streams said before, when they were seen so, and do not say now is shown until then; not, if that is none.
+    /// Whether there is any such thing.
+    pub(super) fn linger(&mut self, was: Option<&Portrait>, before: Said, until: Option<Instant>) -> bool {
+        let Said { is_online, rooms } = self.said();
+        let is_said = |room: &Arc<str>| rooms.binary_search(room).is_ok();
+        let is_idle = before.is_online && !is_online;
+        let left: Vec<_> = before.rooms.into_iter().filter(|room| !is_said(room)).collect();
+        let (Some(was), until) = (was, until.filter(|_| is_idle || !left.is_empty())) else { return false };
+        if self.lingering.is_none() && until.is_none() {
+            return false;
+        }
+        let new = || Box::new(Lingering { was: was.clone(), online: None, rooms: BTreeMap::new() });
+        let lingering = self.lingering.get_or_insert_with(new);
+        lingering.was = was.clone();
+        lingering.online = until.filter(|_| is_idle).or(lingering.online).filter(|_| !is_online);
+        lingering.rooms.retain(|room, _| !is_said(room));
+        if let Some(until) = until {
+            lingering.rooms.extend(left.into_iter().map(|room| (room, until)));
+        }
+        self.forget_lingering();
+        until.is_some()
+    }
+
+    /// What was shown until now is not shown any more.
+    pub(super) fn settle(&mut self, now: Instant) {
+        if let Some(lingering) = &mut self.lingering {
+            lingering.online = lingering.online.filter(|until| *until > now);
+            lingering.rooms.retain(|_, until| *until > now);
+        }
+        self.forget_lingering();
+    }
+
+    fn forget_lingering(&mut self) {
+        let is_over = |lingering: &Lingering| lingering.online.is_none() && lingering.rooms.is_empty();
+        if self.lingering.as_deref().is_some_and(is_over) {
+            self.lingering = None;
+        }
+    }
+
+    /// What is shown of them, wherever they are; none when no stream is left and nothing lingers.
     pub(super) fn portrait(&self) -> Option<Portrait> {
-        let (_, newest) = self.streams.iter().max_by_key(|(id, _)| *id)?;
+        let Some((_, newest)) = self.streams.iter().max_by_key(|(id, _)| *id) else {
+            let was = &self.lingering.as_ref()?.was;
+            return Some(Portrait { status: self.status(), ..was.clone() });
+        };
         let reports = self.streams.iter().filter_map(|(id, facts)| Some((facts.report.as_ref()?, id)));
         let last = reports.max_by_key(|(report, id)| (report.stamp, **id));
         let report = last.map(|(report, _)| report.clone());
         Some(Portrait { who: newest.who.clone(), status: self.status(), report })
     }
 
-    /// The rooms that any of their streams is in, each once, in order.
+    /// The rooms that they are shown in, each once, in order.
     pub(super) fn rooms(&self) -> Vec<Arc<str>> {
+        let mut rooms = self.stream_rooms();
+        if let Some(lingering) = &self.lingering {
+            rooms.extend(lingering.rooms.keys().cloned());
+            rooms.sort_unstable();
+            rooms.dedup();
+        }
+        rooms
+    }
+
+    /// The rooms that any of their streams is in, each once, in order.
+    fn stream_rooms(&self) -> Vec<Arc<str>> {
         let mut rooms: Vec<Arc<str>> = self.streams.iter().flat_map(|(_, facts)| facts.rooms.iter().cloned()).collect();
         rooms.sort_unstable();
         rooms.dedup();

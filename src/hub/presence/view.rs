@@ -3,6 +3,10 @@
 //! Facts come stream by stream, of this node's streams at once and of the others' as rows. A user is shown by all of their
 //! streams together. Each operation says what changed of that in which room, and nothing that did not.
 //!
+//! The facts of a user's streams on several nodes come in any order: that one tab is idle may be known before it is known
+//! that another has opened. So what would make a user idle, or take them out of a room, is shown only when it has been so
+//! for [`SETTLE`]. What a node says at once is taken in at once.
+//!
 //! Nothing here looks at a clock: `now` comes with the operation, and [`View::next_due`] says when time alone changes
 //! something.
 
@@ -22,6 +26,11 @@ use super::{
 };
 use crate::ids::NodeKey;
 
+/// For how long nothing must say that a user is active, or in a room, before they are shown idle, or leaving it. Longer than
+/// it takes until a node has read what another knows: that gathers what it writes for a tenth of a second, and whoever
+/// hears no bell looks once a second.
+pub(super) const SETTLE: Duration = Duration::from_millis(1200);
+
 /// What a room is to be told.
 #[derive(Debug)]
 pub(super) enum News {
@@ -31,6 +40,15 @@ pub(super) enum News {
     Counted(Arc<str>, usize),
     /// The room has become small: what was not told meanwhile is in a snapshot.
     Anew(Arc<Snapshot>),
+}
+
+/// When a user is shown leaving, or idle, whose streams do not say otherwise any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// At once: it has been so for long, or what was shown for a moment is over.
+    Now,
+    /// After [`SETTLE`].
+    Late,
 }
 
 /// Everybody in every room.
@@ -44,6 +62,8 @@ pub(super) struct View {
     rooms: HashMap<Arc<str>, Room>,
     /// When the graces end of streams that have closed.
     graces: BTreeSet<(Instant, Uuid)>,
+    /// When what lingers of users is looked at.
+    lingers: BTreeSet<(Instant, Arc<str>)>,
     /// When large rooms are told how many they are.
     counts: BTreeSet<(Instant, Arc<str>)>,
     news: Vec<News>,
@@ -57,6 +77,7 @@ impl View {
             streams: HashMap::new(),
             rooms: HashMap::new(),
             graces: BTreeSet::new(),
+            lingers: BTreeSet::new(),
             counts: BTreeSet::new(),
             news: Vec::new(),
         }
@@ -66,7 +87,7 @@ impl View {
     /// connecting again.
     pub(super) fn opened(&mut self, stream: Uuid, who: Who, rooms: &[&str], resumed: bool, now: Instant) -> Vec<News> {
         self.pass(now);
-        let status = self.users.get(&who.sub).filter(|_| resumed).map_or(Status::Online, User::status);
+        let status = self.users.get(&who.sub).filter(|_| resumed).map_or(Status::Online, User::resumed);
         let rooms = self.shared(with_presence(rooms));
         let facts = Facts { who: Arc::new(who), rooms, status, report: None, ends: None };
         self.put(stream, facts, now);
@@ -99,7 +120,7 @@ impl View {
     pub(super) fn closed(&mut self, stream: Uuid, grace: Duration, now: Instant) -> Vec<News> {
         self.pass(now);
         if grace.is_zero() {
-            self.remove(&[stream], now);
+            self.remove(&[stream], now, Leaving::Late);
         } else {
             self.change(stream, now, |facts| facts.ends = Some(now + grace));
         }
@@ -109,14 +130,16 @@ impl View {
     /// What other nodes say of their streams. What has ended is none.
     pub(super) fn heard(&mut self, facts: Vec<(Uuid, Option<Facts>)>, now: Instant) -> Vec<News> {
         self.pass(now);
+        let mut by_user = BTreeMap::<Arc<str>, Vec<(Uuid, Option<Facts>)>>::new();
         for (stream, facts) in facts {
-            match facts {
-                Some(mut facts) if facts.ends.is_none_or(|ends| ends > now) => {
-                    facts.rooms = self.shared(facts.rooms.iter().map(|room| &**room).collect());
-                    self.put(stream, facts, now);
-                }
-                _ => self.remove(&[stream], now),
+            let facts = facts.filter(|facts| facts.ends.is_none_or(|ends| ends > now));
+            let whose = self.streams.get(&stream).or(facts.as_ref().map(|facts| &facts.who.sub));
+            if let Some(sub) = whose.cloned() {
+                by_user.entry(sub).or_default().push((stream, facts));
             }
+        }
+        for (sub, facts) in by_user {
+            self.take(&sub, facts, now, Leaving::Late);
         }
         self.told(now)
     }
@@ -131,7 +154,7 @@ impl View {
         }
         // A user with several of them leaves once.
         for streams in gone.values() {
-            self.remove(streams, now);
+            self.remove(streams, now, Leaving::Now);
         }
         self.told(now)
     }
@@ -144,8 +167,9 @@ impl View {
 
     /// When time alone changes something next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let (grace, count) = (self.graces.first().map(|(at, _)| *at), self.counts.first().map(|(at, _)| *at));
-        grace.into_iter().chain(count).min()
+        let (grace, linger) = (self.graces.first().map(|(at, _)| *at), self.lingers.first().map(|(at, _)| *at));
+        let count = self.counts.first().map(|(at, _)| *at);
+        [grace, linger, count].into_iter().flatten().min()
     }
 
     /// What is known of a stream that counts.
@@ -182,7 +206,7 @@ impl View {
         // Those who edit, those who view, and the others: each in the room's order.
         let mut ranks = [Vec::new(), Vec::new(), Vec::new()];
         for sub in &room.users {
-            let portrait = self.users.get(sub).and_then(User::portrait).expect("whoever is in a room has a stream");
+            let portrait = self.users.get(sub).and_then(User::portrait).expect("whoever is in a room is seen");
             let shown = portrait.seen_in(name);
             let rank = if shown.editing.is_some() { 0 } else { 2 - usize::from(shown.viewing.is_some()) };
             if ranks[rank].len() < self.users_max {
@@ -193,11 +217,22 @@ impl View {
         Snapshot::new(name.clone(), room.users.len(), users)
     }
 
-    /// What ends by time.
+    /// What ends by time, in the order in which it does.
     fn pass(&mut self, now: Instant) {
-        while let Some(&(ends, stream)) = self.graces.first().filter(|(ends, _)| *ends <= now) {
-            self.graces.remove(&(ends, stream));
-            self.remove(&[stream], now);
+        loop {
+            let grace = self.graces.first().copied().filter(|(ends, _)| *ends <= now);
+            let linger = self.lingers.first().cloned().filter(|(until, _)| *until <= now);
+            match (grace, linger) {
+                (Some((ends, stream)), linger) if linger.as_ref().is_none_or(|(until, _)| ends <= *until) => {
+                    self.remove(&[stream], ends, Leaving::Late);
+                }
+                (_, Some(linger)) => {
+                    self.lingers.remove(&linger);
+                    let (until, sub) = linger;
+                    self.user_changes(&sub, until, Leaving::Now, |user| user.settle(until));
+                }
+                (_, None) => return,
+            }
         }
     }
 
@@ -213,10 +248,8 @@ impl View {
     }
 
     fn put(&mut self, stream: Uuid, facts: Facts, now: Instant) {
-        let sub = self.streams.entry(stream).or_insert_with(|| facts.who.sub.clone()).clone();
-        let ended = self.users.get(&sub).and_then(|user| user.facts(stream)).and_then(|facts| facts.ends);
-        self.regrace(stream, ended, facts.ends);
-        self.user_changes(&sub, now, |user| user.put(stream, facts));
+        let sub = self.streams.get(&stream).unwrap_or(&facts.who.sub).clone();
+        self.take(&sub, vec![(stream, Some(facts))], now, Leaving::Late);
     }
 
     fn change(&mut self, stream: Uuid, now: Instant, change: impl FnOnce(&mut Facts)) {
@@ -226,15 +259,32 @@ impl View {
     }
 
     /// Some streams of one user count no more.
-    fn remove(&mut self, streams: &[Uuid], now: Instant) {
-        let mut whose = None;
-        for stream in streams {
+    fn remove(&mut self, streams: &[Uuid], now: Instant, leaving: Leaving) {
+        let Some(sub) = streams.iter().find_map(|stream| self.streams.get(stream)).cloned() else { return };
+        self.take(&sub, streams.iter().map(|stream| (*stream, None)).collect(), now, leaving);
+    }
+
+    /// Sets what is known of streams of one user, all at once; those of which it is nothing count no more.
+    fn take(&mut self, sub: &Arc<str>, mut facts: Vec<(Uuid, Option<Facts>)>, now: Instant, leaving: Leaving) {
+        for (stream, facts) in &mut facts {
             let ended = self.facts(*stream).and_then(|facts| facts.ends);
-            self.regrace(*stream, ended, None);
-            whose = self.streams.remove(stream).or(whose);
+            self.regrace(*stream, ended, facts.as_ref().and_then(|facts| facts.ends));
+            match facts {
+                Some(facts) => {
+                    facts.rooms = self.shared(facts.rooms.iter().map(|room| &**room).collect());
+                    self.streams.entry(*stream).or_insert_with(|| sub.clone());
+                }
+                None => drop(self.streams.remove(stream)),
+            }
         }
-        let Some(sub) = whose else { return };
-        self.user_changes(&sub, now, |user| streams.iter().for_each(|stream| user.remove(*stream)));
+        self.user_changes(sub, now, leaving, |user| {
+            for (stream, facts) in facts {
+                match facts {
+                    Some(facts) => user.put(stream, facts),
+                    None => user.remove(stream),
+                }
+            }
+        });
     }
 
     fn regrace(&mut self, stream: Uuid, was: Option<Instant>, is: Option<Instant>) {
@@ -245,10 +295,14 @@ impl View {
     }
 
     /// Changes a user, and finds out which rooms see it.
-    fn user_changes(&mut self, sub: &Arc<str>, now: Instant, change: impl FnOnce(&mut User)) {
+    fn user_changes(&mut self, sub: &Arc<str>, now: Instant, leaving: Leaving, change: impl FnOnce(&mut User)) {
         let user = self.users.entry(sub.clone()).or_default();
-        let (before, were_in) = (user.portrait(), user.rooms());
+        let (before, were_in, said) = (user.portrait(), user.rooms(), user.said());
         change(user);
+        let until = now + SETTLE;
+        if user.linger(before.as_ref(), said, (leaving == Leaving::Late).then_some(until)) {
+            self.lingers.insert((until, sub.clone()));
+        }
         let (after, are_in) = (user.portrait(), user.rooms());
         if user.is_gone() {
             self.users.remove(sub);

@@ -102,6 +102,25 @@ async fn a_node_that_is_gone_has_no_streams_and_one_that_stands_still_is_waited_
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_live_node_whose_last_sign_of_life_is_old_still_gets_its_commands() {
+    let url = database().await;
+    // It gives the next one in a quarter of an hour.
+    let settings = ["--presence-lease=1h"];
+    let (here, there) = (server(&url, &settings).await, server(&url, &settings).await);
+    let (mut stream, id) = open(&Client::admin(&there), "rooms=topic:a").await;
+    let (asking, mut conn) = (Client::admin(&here), connect(&url).await);
+    moved(&asking, &id, json!({ "join": ["topic:b"] })).await;
+    stream.expect("stream:rooms").await;
+    // As when Postgres was away from all, and the node that is asked is the first to come back.
+    let key = i64::from(uuid::Uuid::parse_str(&id).unwrap().as_u128() as u32);
+    sql(&mut conn, &format!("update crewcast.nodes set beat_at = beat_at - interval '2 h' where key = {key}")).await;
+    moved(&asking, &id, json!({ "leave": ["topic:b"] })).await;
+    stream.expect("stream:rooms").await;
+    here.stop().await;
+    there.stop().await;
+}
+
 /// What README gives to a role that publishes.
 const PUBLISHER: &str = "grant usage on schema crewcast to PUBLISHER; \
                          grant execute on function crewcast.publish(text[], text, json) to PUBLISHER";

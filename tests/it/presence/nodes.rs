@@ -37,6 +37,41 @@ async fn two_nodes_agree() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_goes_from_tab_to_tab_and_node_to_node_is_never_shown_idle_or_gone() {
+    let url = database().await;
+    let nodes = [server(&url, &[]).await, server(&url, &[]).await];
+    let mut watches = Vec::new();
+    for node in &nodes {
+        watches.push(Tab::open(&person(node, "ana"), "company").await);
+    }
+    let bens = [person(&nodes[0], "ben"), person(&nodes[1], "ben")];
+    let mut tab = Tab::open(&bens[0], "company").await;
+    for watch in &mut watches {
+        watch.until("company ben online").await;
+        watch.told.clear();
+    }
+    for (nth, idles) in [(1, true), (0, false), (0, true), (1, false), (1, true), (0, true)] {
+        let next = Tab::open(&bens[nth], "company").await;
+        if idles {
+            tab.report(&bens[0], json!({ "status": "idle" })).await;
+        } else {
+            tab.end(&bens[0]).await;
+        }
+        tab = next;
+        for watch in &mut watches {
+            assert_eq!(watch.listen(Duration::from_millis(800)).await, [""; 0], "on {nth}, {idles}");
+        }
+    }
+    tab.report(&bens[1], json!({ "status": "idle" })).await;
+    for watch in &mut watches {
+        watch.until("company ben idle").await;
+    }
+    for server in nodes {
+        server.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_killed_nodes_users_leave_when_its_lease_ends() {
     let url = database().await;

@@ -57,7 +57,7 @@ async fn a_reconnect_inside_the_grace_shows_no_leave_and_a_closed_last_tab_shows
 }
 
 #[tokio::test]
-async fn an_explicit_leave_shows_at_once() {
+async fn an_explicit_leave_waits_for_no_grace() {
     let server = server(&database().await, &["--presence-grace=10m"]).await;
     let (ana, ben) = (person(&server, "ana"), person(&server, "ben"));
     let mut watch = Tab::open(&ana, "company,division:north").await;

@@ -1,9 +1,12 @@
 //! Presence without Postgres and without a clock.
 
+mod early;
+mod flaps;
 mod keeper;
 mod leases;
 mod model;
 mod renewed;
+mod reports;
 mod typing;
 mod view;
 
@@ -11,17 +14,25 @@ use std::{sync::Arc, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Presence, PresenceSettings, Who};
+use super::{Presence, PresenceSettings, Whisper, Who};
 use crate::{ids::NodeKey, metrics::Metrics};
 
-fn presence() -> Presence {
-    let settings = PresenceSettings {
+fn settings() -> PresenceSettings {
+    PresenceSettings {
         grace: Duration::from_secs(5),
         lease: Duration::from_secs(10),
         users_max: 200,
         typing_ttl: Duration::from_secs(6),
-    };
-    Presence::new(NodeKey::random(), settings, Arc::new(Metrics::default()), |_| ())
+    }
+}
+
+fn presence() -> Presence {
+    presence_that(|_| ())
+}
+
+/// One that tells it to this.
+fn presence_that(deliver: impl Fn(Whisper) + Send + Sync + 'static) -> Presence {
+    Presence::new(NodeKey::random(), settings(), Arc::new(Metrics::default()), deliver)
 }
 
 fn who(sub: &str) -> Who {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     hub::presence::{
         facts::{Editing, Shown, ShownStatus, Status, Update, Who},
-        view::{News, View},
+        view::{News, SETTLE, View},
     },
     ids::NodeKey,
 };
@@ -89,28 +89,89 @@ struct Stream {
 
 type Picture = BTreeMap<&'static str, (ShownStatus, Option<&'static str>, Option<&'static str>)>;
 
+/// What is said of a user: whether they are active, where they are, and what they view and edit.
+#[derive(Debug, Clone, Default)]
+struct Said {
+    is_online: bool,
+    rooms: BTreeSet<&'static str>,
+    report: (Option<&'static str>, Option<&'static str>),
+}
+
 #[derive(Debug, Default)]
-struct Model(BTreeMap<Uuid, Stream>);
+struct Model {
+    streams: BTreeMap<Uuid, Stream>,
+    /// Until when users are shown active who are not any more.
+    online: BTreeMap<usize, Instant>,
+    /// Until when users are shown in rooms that they have left.
+    left: BTreeMap<(usize, &'static str), Instant>,
+    /// What was shown last of users who have no stream any more.
+    reports: BTreeMap<usize, (Option<&'static str>, Option<&'static str>)>,
+}
 
 impl Model {
-    fn status(&self, user: usize) -> Option<ShownStatus> {
-        let mut streams = self.0.values().filter(|stream| stream.user == user).peekable();
-        streams.peek()?;
-        let is_idle = streams.all(|stream| stream.is_idle);
-        Some(if is_idle { ShownStatus::Idle } else { ShownStatus::Online })
+    /// What the streams of a user say; none where there is none.
+    fn said(&self, user: usize) -> Option<Said> {
+        let streams = || self.streams.iter().filter(move |(_, stream)| stream.user == user);
+        streams().next()?;
+        let reports = streams().filter_map(|(id, stream)| Some((stream.report?, id)));
+        let last = reports.max_by_key(|((at, ..), id)| (*at, *id));
+        Some(Said {
+            is_online: streams().any(|(_, stream)| !stream.is_idle),
+            rooms: streams().flat_map(|(_, stream)| stream.rooms.iter().copied()).collect(),
+            report: last.map_or((None, None), |((_, viewing, editing), _)| (viewing, editing)),
+        })
+    }
+
+    /// Something happens to streams at a moment. What is not said any more by that is shown for a while, if `lingers`.
+    fn change(&mut self, at: Instant, lingers: bool, change: impl FnOnce(&mut BTreeMap<Uuid, Stream>)) {
+        let said = |model: &Self| USERS.iter().enumerate().map(|(user, _)| model.said(user)).collect::<Vec<_>>();
+        let before = said(self);
+        change(&mut self.streams);
+        for (user, (was, is)) in before.into_iter().zip(said(self)).enumerate() {
+            let was = was.inspect(|was| self.reports.extend([(user, was.report)])).unwrap_or_default();
+            let is = is.unwrap_or_default();
+            if is.is_online {
+                self.online.remove(&user);
+            } else if was.is_online && lingers {
+                self.online.insert(user, at + SETTLE);
+            }
+            self.left.retain(|(who, room), _| *who != user || !is.rooms.contains(room));
+            if lingers {
+                self.left.extend(was.rooms.difference(&is.rooms).map(|room| ((user, *room), at + SETTLE)));
+            }
+        }
+    }
+
+    /// Streams whose grace is over have gone, each at its moment.
+    fn pass(&mut self, now: Instant) {
+        let ended = |model: &Self| model.streams.iter().filter_map(|(id, stream)| Some((stream.ends?, *id))).min();
+        while let Some((ends, stream)) = ended(self).filter(|(ends, _)| *ends <= now) {
+            self.change(ends, true, |streams| drop(streams.remove(&stream)));
+        }
+        self.online.retain(|_, until| *until > now);
+        self.left.retain(|_, until| *until > now);
+    }
+
+    /// Users who are shown anywhere, or whose streams are in no room.
+    fn users(&self) -> BTreeSet<usize> {
+        let lingering = self.left.keys().map(|(user, _)| *user).chain(self.online.keys().copied());
+        self.streams.values().map(|stream| stream.user).chain(lingering).collect()
     }
 
     fn picture(&self, room: &'static str) -> Picture {
         let mut picture = Picture::new();
-        for stream in self.0.values().filter(|stream| stream.rooms.contains(room)) {
-            let of_user = || self.0.iter().filter(|(_, other)| other.user == stream.user);
-            let last =
-                of_user().filter_map(|(id, other)| Some((other.report?, id))).max_by_key(|((at, ..), id)| (*at, *id));
-            let (_, viewing, editing) = last.map_or((0, None, None), |(report, _)| report);
+        for user in self.users() {
+            let said = self.said(user);
+            let is_there = said.as_ref().is_some_and(|said| said.rooms.contains(room));
+            if !is_there && !self.left.contains_key(&(user, room)) {
+                continue;
+            }
+            let (viewing, editing) = said.as_ref().map_or_else(|| self.reports[&user], |said| said.report);
             let viewing = viewing.filter(|place| *place == room || place.starts_with('/'));
             let editing = editing.filter(|place| *place == room);
-            let status = self.status(stream.user).unwrap();
-            picture.insert(USERS[stream.user], (status, viewing, editing));
+            let is_online = said.is_some_and(|said| said.is_online) || self.online.contains_key(&user);
+            let status = if is_online { ShownStatus::Online } else { ShownStatus::Idle };
+            picture.insert(USERS[user], (status, viewing, editing));
         }
         picture
     }
@@ -156,36 +217,40 @@ impl World {
     /// One of the open streams.
     fn pick(&self, index: Index) -> Option<Uuid> {
         let open: Vec<Uuid> =
-            self.model.0.iter().filter(|(_, stream)| stream.ends.is_none()).map(|(id, _)| *id).collect();
+            self.model.streams.iter().filter(|(_, stream)| stream.ends.is_none()).map(|(id, _)| *id).collect();
         (!open.is_empty()).then(|| *index.get(&open))
     }
 
     /// What the view tells of a step, which the model takes too; nothing if there is no stream for it.
     fn take(&mut self, step: Step) -> Option<Vec<News>> {
         let now = self.now;
-        self.model.0.retain(|_, stream| stream.ends.is_none_or(|ends| ends > now));
+        self.model.pass(now);
         Some(match step {
             Step::Open { user, rooms, resumed, node } => {
                 let (stream, rooms) = (self.nodes[node].stream(), Self::rooms(rooms));
-                let is_idle = resumed && self.model.status(user) == Some(ShownStatus::Idle);
+                let is_idle = resumed && self.model.said(user).is_some_and(|said| !said.is_online);
                 let names: Vec<&str> = rooms.iter().copied().chain(["user:ana"]).collect();
-                self.model.0.insert(stream, Stream { user, rooms, is_idle, report: None, ends: None });
+                let opened = Stream { user, rooms, is_idle, report: None, ends: None };
+                self.model.change(now, true, |streams| drop(streams.insert(stream, opened)));
                 self.view.opened(stream, Who::new(USERS[user], None, None), &names, resumed, now)
             }
             Step::Move { stream, rooms } => {
                 let (stream, rooms) = (self.pick(stream)?, Self::rooms(rooms));
                 let names: Vec<&str> = rooms.iter().copied().collect();
-                self.model.0.get_mut(&stream)?.rooms = rooms;
+                self.model.change(now, true, |streams| streams.get_mut(&stream).unwrap().rooms = rooms);
                 self.view.moved(stream, &names, now)
             }
             Step::Report { stream, update: (is_idle, viewing, editing), stamp } => {
                 let stream = self.pick(stream)?;
-                let known = self.model.0.get_mut(&stream)?;
-                known.is_idle = is_idle.unwrap_or(known.is_idle);
-                let (_, was_viewing, was_editing) = known.report.unwrap_or_default();
                 // One past the last is none.
                 let place = |nth: usize| PLACES.get(nth).copied();
-                known.report = Some((stamp, viewing.map_or(was_viewing, place), editing.map_or(was_editing, place)));
+                self.model.change(now, true, |streams| {
+                    let known = streams.get_mut(&stream).unwrap();
+                    known.is_idle = is_idle.unwrap_or(known.is_idle);
+                    let (_, was_viewing, was_editing) = known.report.unwrap_or_default();
+                    let (viewing, editing) = (viewing.map_or(was_viewing, place), editing.map_or(was_editing, place));
+                    known.report = Some((stamp, viewing, editing));
+                });
                 let edits = |room: &str| Editing { room: room.into(), field: "f".into() };
                 let update = Update {
                     status: is_idle.map(|is_idle| if is_idle { Status::Idle } else { Status::Online }),
@@ -196,8 +261,8 @@ impl World {
             }
             Step::Close { stream, grace } => {
                 let (stream, grace) = (self.pick(stream)?, SECOND * grace);
-                self.model.0.get_mut(&stream)?.ends = Some(now + grace);
-                self.model.0.retain(|_, stream| stream.ends.is_none_or(|ends| ends > now));
+                self.model.streams.get_mut(&stream)?.ends = Some(now + grace);
+                self.model.pass(now);
                 self.view.closed(stream, grace, now)
             }
             Step::Again { stream } => {
@@ -207,7 +272,7 @@ impl World {
             }
             Step::Die { node } => {
                 let node = self.nodes[node];
-                self.model.0.retain(|stream, _| NodeKey::of(*stream) != node);
+                self.model.change(now, false, |streams| streams.retain(|stream, _| NodeKey::of(*stream) != node));
                 self.view.kept(node, &[].into(), now)
             }
             Step::Pass { .. } | Step::Lag { .. } => self.view.passed(now),
@@ -265,7 +330,7 @@ impl World {
                 client.joiner = Some(snapshot.total);
             }
         }
-        assert_eq!(self.view.len().0, self.model.0.values().map(|stream| stream.user).collect::<BTreeSet<_>>().len());
+        assert_eq!(self.view.len().0, self.model.users().len());
     }
 
     fn go(&mut self, step: Step) {
@@ -305,10 +370,13 @@ proptest! {
             world.go(step);
         }
         world.now += SECOND * 100;
-        for stream in world.model.0.keys().copied().collect::<Vec<_>>() {
+        for stream in world.model.streams.keys().copied().collect::<Vec<_>>() {
             for news in world.view.closed(stream, Duration::ZERO, world.now) {
                 world.hear(news);
             }
+        }
+        for news in world.view.passed(world.now + SETTLE) {
+            world.hear(news);
         }
         prop_assert_eq!((world.view.len(), world.view.streams().count()), ((0, 0), 0));
     }

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{open, presence, who};
-use crate::hub::presence::{Presence, Update};
+use crate::hub::presence::{Presence, Update, view::SETTLE};
 
 fn renew(presence: &Presence, stream: Uuid, sub: Option<&str>) {
     presence.renewed(stream, sub.map(who), || vec!["company".to_owned()]);
 }
 
+/// How many are there once it is clear who has left.
 fn total(presence: &Presence) -> usize {
+    presence.pass(Instant::now() + SETTLE);
     presence.snapshot("company").total
 }
 

@@ -7,7 +7,7 @@ use crate::{
     hub::presence::{
         facts::{Editing, Facts, Status, Update, Who},
         user::User,
-        view::{News, View},
+        view::{News, SETTLE, View},
     },
     ids::NodeKey,
 };
@@ -55,6 +55,11 @@ impl Stage {
         told(self.view.passed(self.now))
     }
 
+    /// Long enough for what nobody says any more to be shown no more.
+    fn settle(&mut self) -> Vec<String> {
+        self.pass(SETTLE)
+    }
+
     fn snapshot(&mut self, room: &str) -> (usize, Vec<String>) {
         let snapshot = self.view.snapshot(room, self.now);
         (snapshot.total, snapshot.users.iter().map(|user| user.user_id.to_string()).collect())
@@ -96,7 +101,9 @@ fn three_tabs_are_one_user_who_leaves_with_the_last() {
     assert_eq!(stage.close("a1", Duration::ZERO), [""; 0]);
     assert_eq!(stage.close("a2", GRACE), [""; 0]);
     assert_eq!(stage.pass(GRACE), [""; 0]);
-    assert_eq!(stage.close("a3", Duration::ZERO), ["company: a offline"]);
+    assert_eq!(stage.close("a3", Duration::ZERO), [""; 0]);
+    assert_eq!(stage.snapshot("company"), (1, vec!["a".to_owned()]));
+    assert_eq!(stage.settle(), ["company: a offline"]);
     assert_eq!(stage.snapshot("company"), (0, vec![]));
     assert_eq!(stage.view.len(), (0, 0), "nothing is left of them");
 }
@@ -111,7 +118,8 @@ fn a_reconnect_inside_the_grace_shows_nothing_and_a_late_one_a_leave() {
     assert_eq!(stage.open("a2", &["company"], true), [""; 0]);
     assert_eq!(stage.pass(GRACE), [""; 0]);
     stage.close("a2", GRACE);
-    assert_eq!(stage.pass(GRACE), ["company: a offline"]);
+    assert_eq!(stage.pass(GRACE), [""; 0]);
+    assert_eq!(stage.settle(), ["company: a offline"]);
     assert_eq!(stage.view.next_due(), None);
 }
 
@@ -121,8 +129,10 @@ fn a_user_is_online_while_any_stream_is_and_idle_when_all_are() {
     stage.open("a1", &["company"], false);
     stage.open("a2", &["company"], false);
     assert_eq!(stage.is("a1", Status::Idle), [""; 0]);
-    assert_eq!(stage.is("a2", Status::Idle), ["company: a idle"]);
+    assert_eq!(stage.is("a2", Status::Idle), [""; 0]);
+    assert_eq!(stage.settle(), ["company: a idle"]);
     assert_eq!(stage.is("a2", Status::Idle), [""; 0], "nothing is told twice");
+    assert_eq!(stage.settle(), [""; 0]);
     assert_eq!(stage.is("a1", Status::Online), ["company: a online"]);
 }
 
@@ -131,6 +141,7 @@ fn an_idle_laptop_that_connects_again_stays_idle_and_a_new_tab_does_not() {
     let mut stage = Stage::new(10);
     stage.open("a1", &["company"], true);
     stage.is("a1", Status::Idle);
+    stage.settle();
     stage.close("a1", GRACE);
     assert_eq!(stage.open("a2", &["company"], true), [""; 0]);
     assert_eq!(stage.pass(GRACE), [""; 0]);
@@ -179,19 +190,37 @@ fn what_an_update_leaves_out_stays() {
     let mut stage = Stage::new(10);
     stage.open("a1", &["company"], false);
     stage.report("a1", views("/plan"));
-    assert_eq!(stage.is("a1", Status::Idle), ["company: a idle views /plan"]);
+    stage.is("a1", Status::Idle);
+    assert_eq!(stage.settle(), ["company: a idle views /plan"]);
     assert_eq!(stage.report("a1", edits("company", "motto")), ["company: a idle views /plan edits motto"]);
 }
 
 #[test]
-fn leaving_a_room_shows_at_once_unless_another_stream_is_in_it() {
+fn leaving_a_room_shows_when_no_other_stream_has_been_in_it_for_a_moment() {
     let mut stage = Stage::new(10);
     stage.open("a1", &["company", "division:x"], false);
     stage.open("a2", &["company"], false);
     let (one, two) = (stage.streams["a1"], stage.streams["a2"]);
-    assert_eq!(told(stage.view.moved(one, &["company"], stage.now)), ["division:x: a offline"]);
+    assert_eq!(told(stage.view.moved(one, &["company"], stage.now)), [""; 0]);
+    assert_eq!(stage.settle(), ["division:x: a offline"]);
     assert_eq!(told(stage.view.moved(one, &[], stage.now)), [""; 0]);
-    assert_eq!(told(stage.view.moved(two, &["division:x"], stage.now)).len(), 2);
+    assert_eq!(told(stage.view.moved(two, &["division:x"], stage.now)), ["division:x: a online"]);
+    assert_eq!(stage.settle(), ["company: a offline"]);
+}
+
+#[test]
+fn a_tab_that_idles_before_another_nodes_is_known_shows_nothing() {
+    let mut stage = Stage::new(10);
+    stage.open("a1", &["company"], false);
+    assert_eq!(stage.is("a1", Status::Idle), [""; 0]);
+    stage.now += SETTLE - SECOND / 10;
+    assert_eq!(stage.open("a2", &["company"], false), [""; 0]);
+    assert_eq!(stage.pass(2 * SETTLE), [""; 0]);
+    stage.close("a1", Duration::ZERO);
+    stage.close("a2", Duration::ZERO);
+    stage.now += SETTLE - SECOND / 10;
+    assert_eq!(stage.open("a3", &["company"], false), [""; 0]);
+    assert_eq!(stage.pass(2 * SETTLE), [""; 0]);
 }
 
 #[test]
@@ -242,9 +271,11 @@ fn a_large_room_is_told_counts_once_a_second_and_everything_when_it_is_small_aga
     for name in &names[..2] {
         stage.close(name, Duration::ZERO);
     }
-    assert_eq!(stage.pass(SECOND), ["company: 10"], "it has to shrink by a tenth");
-    assert_eq!(stage.close("c", Duration::ZERO), ["company: anew 9"]);
-    assert_eq!(stage.close("d", Duration::ZERO), ["company: d offline"]);
+    assert_eq!(stage.settle(), ["company: 10"], "it has to shrink by a tenth");
+    stage.close("c", Duration::ZERO);
+    assert_eq!(stage.settle(), ["company: anew 9"]);
+    stage.close("d", Duration::ZERO);
+    assert_eq!(stage.settle(), ["company: d offline"]);
 }
 
 #[test]
@@ -292,7 +323,8 @@ fn a_row_that_is_read_again_says_anew_how_long_a_closed_stream_counts() {
     let longer = stage.view.facts(stream).map(|facts| Facts { ends: Some(stage.now + 2 * GRACE), ..facts.clone() });
     assert_eq!(told(stage.view.heard(vec![(stream, longer)], stage.now)), [""; 0]);
     assert_eq!(stage.pass(GRACE), [""; 0]);
-    assert_eq!(stage.pass(GRACE), ["company: a offline"]);
+    assert_eq!(stage.pass(GRACE), [""; 0]);
+    assert_eq!(stage.settle(), ["company: a offline"]);
 }
 
 #[test]
