@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::Hub;
@@ -16,8 +16,9 @@ const NAMED_MAX: usize = 1024;
 pub(super) struct Damages(Mutex<BTreeSet<Option<i64>>>);
 
 impl Damages {
+    /// Each change is one call of the set: nothing is half done when a panic comes.
     fn named(&self) -> MutexGuard<'_, BTreeSet<Option<i64>>> {
-        self.0.lock().expect("nothing panics while it holds the set")
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

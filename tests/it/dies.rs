@@ -3,10 +3,7 @@
 use std::{
     pin::Pin,
     process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -40,7 +37,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines},
     net::{TcpListener, TcpStream},
-    process::{Child, ChildStdout, Command},
+    process::{Child, ChildStdin, ChildStdout, Command},
     sync::oneshot,
     time::timeout,
 };
@@ -63,6 +60,8 @@ const SHOWN: &str = "on purpose: \\u{1b}[2J\\nnothing else";
 /// A server in a process of its own, with a part that dies and a second listener for what panics.
 struct Mortal {
     child: Child,
+    /// Open for as long as the test wants the process.
+    stdin: ChildStdin,
     address: String,
     odd: String,
     log: tempfile::NamedTempFile,
@@ -77,12 +76,13 @@ impl Mortal {
         command.env(CHILD_DATABASE, url).env("RUST_LOG", "info").env_remove("RUST_BACKTRACE");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log.reopen().unwrap());
         let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
         loop {
             let line = output.next_line().await.unwrap().expect("the child says where it listens");
             if let Some((_, addresses)) = line.split_once("LISTENS ") {
                 let (address, odd) = addresses.split_once(' ').unwrap();
-                return Self { child, address: address.to_owned(), odd: odd.to_owned(), log, _output: output };
+                return Self { child, stdin, address: address.to_owned(), odd: odd.to_owned(), log, _output: output };
             }
         }
     }
@@ -123,8 +123,8 @@ async fn child() {
     tokio::spawn(odd(&server.app, listener).run(stopped));
     std::thread::spawn(move || match std::io::stdin().lines().next() {
         Some(_) => tell.send(()).unwrap(),
-        // Nobody wants it to die.
-        None => std::mem::forget(tell),
+        // The test is gone.
+        None => std::process::exit(2),
     });
     server.app.tasks.part("made to die", async {
         told.await.unwrap();
@@ -147,7 +147,7 @@ fn odd(app: &App, listener: TcpListener) -> Acceptor {
         panic!("{ON_PURPOSE}");
     }
     let opened = app.clone();
-    let breaks = || async move { Body::new(Breaks(open(&opened, Arc::default()).await)) };
+    let breaks = || async move { Body::new(Breaks(open(&opened, Odd { is_broken: false }).await)) };
     let others = Router::new().route("/panics", get(panics)).route("/fine", get(|| async { "fine" }));
     let streams = Router::new().route("/panics/stream", get(panics)).route("/breaks", get(breaks));
     let settings =
@@ -155,15 +155,15 @@ fn odd(app: &App, listener: TcpListener) -> Acceptor {
     Acceptor::new(listener, http::layered(streams, others, app.clone()), settings, app.metrics.clone())
 }
 
-/// Somebody whose name cannot be told once they are `broken`.
-#[derive(Debug, Default)]
+/// Somebody whose name cannot be told, if they are broken.
+#[derive(Debug)]
 struct Odd {
-    broken: AtomicBool,
+    is_broken: bool,
 }
 
 impl Holder for Odd {
     fn id(&self) -> &str {
-        assert!(!self.broken.load(Ordering::Relaxed), "{ON_PURPOSE}");
+        assert!(!self.is_broken, "{ON_PURPOSE}");
         "odd"
     }
     fn name(&self) -> Option<&str> {
@@ -177,10 +177,10 @@ impl Holder for Odd {
     }
 }
 
-async fn open(app: &App, holder: Arc<Odd>) -> Session {
+async fn open(app: &App, holder: Odd) -> Session {
     let opening = Opening {
         stream_id: app.node.stream(),
-        holder,
+        holder: Arc::new(holder),
         rooms: vec!["company".to_owned(), "user:odd".to_owned()],
         judged: app.hub.rights(),
         refused: Vec::new(),
@@ -216,7 +216,7 @@ async fn a_part_that_dies_ends_the_server_in_order_with_its_name_and_an_exit_cod
     let ana = Client::at(&server.address, &token("ana", &[Role::Admin]));
     let mut stream = ana.stream("", "").await;
     stream.expect("stream:open").await;
-    server.child.stdin.take().unwrap().write_all(b"die\n").await.unwrap();
+    server.stdin.write_all(b"die\n").await.unwrap();
     let (_, data) = stream.expect("stream:closing").await;
     assert_eq!(data["reason"], "draining");
     assert_eq!(stream.next().await, None);
@@ -294,19 +294,16 @@ async fn a_panic_under_the_hubs_lock_ends_every_stream_and_the_node() {
     let server = server(&url, &[]).await;
     let mut stream = Client::admin(&server).stream("", "").await;
     stream.expect("stream:open").await;
-    let holder = Arc::<Odd>::default();
-    let odd = open(&server.app, holder.clone()).await;
-    // The hub asks each stream whose it is, while it holds what all streams share.
-    holder.broken.store(true, Ordering::Relaxed);
+    // The hub asks whose a stream is while it holds what all streams share.
     let app = server.app.clone();
-    assert!(tokio::spawn(async move { drop(open(&app, Arc::default()).await) }).await.unwrap_err().is_panic());
+    let opened = tokio::spawn(async move { drop(open(&app, Odd { is_broken: true }).await) }).await;
+    assert!(opened.is_err_and(|error| error.is_panic()));
     let (_, data) = stream.expect("stream:closing").await;
     assert_eq!(data["reason"], "draining");
     assert_eq!(stream.next().await, None);
     assert_eq!(timeout(PATIENCE, server.app.tasks.died()).await.expect("it is noticed").part, "hub");
     let refused = Client::admin(&server).request(Method::GET, "/events").send().await.unwrap();
     assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
-    drop(odd);
     server.stop().await;
 }
 
