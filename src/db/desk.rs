@@ -5,7 +5,8 @@
 //! ones collect.
 //!
 //! A statement begins after the last question that it answers has arrived, so that no answer is older than its question.
-//! Too many who wait are `overloaded`, and a Postgres that does not answer is `unavailable`: an answer is never guessed.
+//! Too many who wait are `overloaded`, and a Postgres that does not answer is `unavailable`: an answer is never guessed. A row
+//! that cannot be read costs whoever needs it their answer, and nobody else.
 
 use std::{sync::Arc, time::Duration};
 
@@ -53,6 +54,31 @@ pub trait Clerk: Send + 'static {
         conn: &mut Conn,
         questions: &[Self::Question],
     ) -> impl Future<Output = Result<Vec<Self::Answer>>> + Send;
+}
+
+/// Answers all of these in their order. Where a row cannot be read each half is asked by itself, and its halves, until only
+/// those have no answer that need the row.
+///
+/// # Errors
+/// When Postgres does not answer.
+pub async fn each<C: Clerk>(
+    clerk: &mut C,
+    conn: &mut Conn,
+    questions: &[C::Question],
+) -> Result<Vec<Result<C::Answer>>> {
+    let (mut answers, mut parts) = (Vec::with_capacity(questions.len()), vec![questions]);
+    while let Some(part) = parts.pop() {
+        match clerk.answer(conn, part).await {
+            Ok(some) => answers.extend(some.into_iter().map(Ok)),
+            Err(error) if !error.is_of_a_row() => return Err(error),
+            Err(error) if part.len() <= 1 => answers.push(Err(error)),
+            Err(_) => {
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
+            }
+        }
+    }
+    Ok(answers)
 }
 
 /// Where to ask. Cheap to clone.
@@ -159,21 +185,24 @@ impl<C: Clerk> Service<C> {
     }
 
     /// Reads for the whole batch, or gives up when nobody waits any more.
-    async fn read(&mut self, conn: &mut Conn, questions: &[C::Question]) -> Result<Vec<C::Answer>> {
-        let answer = timeout(self.settings.statement_timeout, self.clerk.answer(conn, questions));
-        tokio::select! {
+    async fn read(&mut self, conn: &mut Conn, questions: &[C::Question]) -> Result<Vec<Result<C::Answer>>> {
+        let answer = timeout(self.settings.statement_timeout, each(&mut self.clerk, conn, questions));
+        let answers = tokio::select! {
             answers = answer => answers.unwrap_or_else(|_| Err(Error::unavailable("The database does not answer."))),
             () = self.stop.cancelled() => Err(Error::draining()),
-        }
+        }?;
+        // Which row it is stands in the log, under the request of whoever needed it.
+        answers.iter().filter(|answer| answer.is_err()).for_each(|_| self.db.count_unreadable(C::NAME));
+        Ok(answers)
     }
 }
 
 /// Gives each its part of what was read, or the same error to all.
-fn hand_out<A>(waiting: Vec<oneshot::Sender<Result<A>>>, read: Result<Vec<A>>) {
+fn hand_out<A>(waiting: Vec<oneshot::Sender<Result<A>>>, read: Result<Vec<Result<A>>>) {
     let mut read = read.map(Vec::into_iter).map_err(Arc::new);
     for answer in waiting {
         let part = match &mut read {
-            Ok(answers) => answers.next().ok_or_else(|| Error::internal("a question got no answer")),
+            Ok(answers) => answers.next().unwrap_or_else(|| Err(Error::internal("a question got no answer"))),
             Err(error) => Err(Error::new(error.code(), error.problem().detail.clone()).with_cause(error.clone())),
         };
         // Whoever went away meanwhile needs none.

@@ -218,6 +218,11 @@ impl Db {
         self.is_reachable() && (!self.pool.is_starved() || self.pool.acquire().await.is_ok())
     }
 
+    /// A row of this kind could not be read.
+    pub fn count_unreadable(&self, what: &'static str) {
+        self.metrics.unreadable.count("what", what);
+    }
+
     /// How long Postgres was out of reach last, if that ended less than `within` ago; else zero.
     pub fn lost_lately(&self, within: Duration) -> Duration {
         self.reach.lost_lately(within)

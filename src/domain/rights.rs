@@ -4,6 +4,8 @@
 //! restarts, ten thousand streams come back at once. Those that wait at a moment share a statement ([`Desk`]).
 
 use std::{
+    collections::HashSet,
+    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,9 +21,9 @@ use crate::{
     auth::Caller,
     db::{
         Conn, Db,
-        desk::{Clerk, Desk, DeskSettings},
+        desk::{self, Clerk, Desk, DeskSettings},
     },
-    error::Result,
+    error::{Error, Result},
     ids::{Room, Sub},
     tasks::Tasks,
 };
@@ -122,18 +124,37 @@ impl Joins {
         Ok(admitted(caller, rooms, &mut standings.into_iter()))
     }
 
-    /// Whether callers may stay in these rooms, as of now: one statement for all of them.
+    /// Whether callers may stay in these rooms, as of now: one statement for all of them. Where a row cannot be read nobody
+    /// knows, and they may not.
     ///
     /// # Errors
     /// When Postgres does not answer.
     pub async fn may_stay(&self, conn: &mut Conn, asked: &[(&Caller, Vec<Room>)]) -> Result<Vec<Vec<bool>>> {
         let each = asked.iter().flat_map(|(caller, rooms)| rooms.iter().map(move |room| (*caller, room)));
-        let looked = each.filter_map(|(caller, room)| undecided(caller, room).map(|id| (id, caller.sub.as_str())));
-        let (projects, subs): (Vec<Uuid>, Vec<&str>) = looked.unzip();
-        let standings =
-            if projects.is_empty() { Vec::new() } else { standings(conn, projects, subs, self.retention).await? };
-        let mut standings = standings.into_iter();
+        let looked = each.filter_map(|(caller, room)| {
+            undecided(caller, room).map(|id| Join { sub: caller.sub.clone(), projects: vec![id] })
+        });
+        let looked: Vec<Join> = looked.collect();
+        let standings = if looked.is_empty() {
+            Vec::new()
+        } else {
+            // Nobody joins: it is counted nowhere.
+            let mut registrar = Registrar { retention: self.retention, counters: Arc::default() };
+            desk::each(&mut registrar, conn, &looked).await?
+        };
+        self.note_unreadable("right", &standings);
+        let mut standings = standings.into_iter().flat_map(|read| read.unwrap_or_else(|_| vec![Standing::UNKNOWN]));
         Ok(asked.iter().map(|(caller, rooms)| admitted(caller, rooms, &mut standings)).collect())
+    }
+
+    /// Counts what cannot be read, and says why.
+    fn note_unreadable<T>(&self, what: &'static str, read: &[Result<T>]) {
+        let errors: Vec<&Error> = read.iter().filter_map(|read| read.as_ref().err()).collect();
+        errors.iter().for_each(|_| self.db.count_unreadable(what));
+        if let Some(first) = errors.first() {
+            let (count, error) = (errors.len(), first.source());
+            tracing::error!(what, count, error, "rows cannot be read: whoever stands in them has no right by them");
+        }
     }
 
     /// How long a deleted project's room keeps its readers.
@@ -146,8 +167,11 @@ impl Joins {
     /// # Errors
     /// When Postgres does not answer.
     pub async fn long_deleted(&self, projects: &[Uuid]) -> Result<Vec<Uuid>> {
-        let deleted = sqlx::query_scalar(LONG_DELETED).bind(projects).bind(self.retention.as_secs_f64());
-        Ok(deleted.fetch_all(&mut self.db.acquire_raw().await?).await?)
+        let mut conn = self.db.acquire_raw().await?;
+        let deleted = desk::each(&mut Undertaker { retention: self.retention }, &mut conn, projects).await?;
+        self.note_unreadable("project", &deleted);
+        let each = projects.iter().zip(deleted);
+        Ok(each.filter_map(|(id, deleted)| deleted.is_ok_and(|deleted| deleted).then_some(*id)).collect())
     }
 
     /// How many have asked, and how many statements that took.
@@ -200,6 +224,9 @@ struct Standing {
 }
 
 impl Standing {
+    /// Of somebody of whom it cannot be read.
+    const UNKNOWN: Self = Self { division: None, is_member: false };
+
     /// Readers are a project's members and everybody of its division.
     fn admits(&self, caller: &Caller) -> bool {
         let Some(division) = &self.division else { return false };
@@ -237,5 +264,24 @@ impl Clerk for Registrar {
         let (projects, subs): (Vec<Uuid>, Vec<&str>) = asked.unzip();
         let mut standings = standings(conn, projects, subs, self.retention).await?.into_iter();
         Ok(joins.iter().map(|join| standings.by_ref().take(join.projects.len()).collect()).collect())
+    }
+}
+
+/// Who knows which projects were deleted long ago.
+#[derive(Debug)]
+struct Undertaker {
+    retention: Duration,
+}
+
+impl Clerk for Undertaker {
+    const NAME: &'static str = "deleted";
+
+    type Question = Uuid;
+    type Answer = bool;
+
+    async fn answer(&mut self, conn: &mut Conn, projects: &[Uuid]) -> Result<Vec<bool>> {
+        let deleted = sqlx::query_scalar(LONG_DELETED).bind(projects).bind(self.retention.as_secs_f64());
+        let deleted: HashSet<Uuid> = deleted.fetch_all(conn).await?.into_iter().collect();
+        Ok(projects.iter().map(|id| deleted.contains(id)).collect())
     }
 }

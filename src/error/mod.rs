@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 
 pub use self::code::{Code, UnknownCode};
 pub use self::database::OnConstraint;
+use crate::log::rows::is_of_a_row;
 
 /// A cause of any type.
 type BoxError = Box<dyn StdError + Send + Sync>;
@@ -202,6 +203,13 @@ impl Error {
     #[must_use]
     pub fn on_constraint(self, name: &str, other: impl FnOnce() -> Self) -> Self {
         if self.constraint() == Some(name) { other() } else { self }
+    }
+
+    /// Whether it comes from a row that cannot be read: other rows may well be fine.
+    #[must_use]
+    pub fn is_of_a_row(&self) -> bool {
+        let cause = self.0.cause.as_ref().and_then(|cause| cause.downcast_ref());
+        cause.is_some_and(is_of_a_row)
     }
 
     /// The constraint that the database refused to break.

@@ -44,7 +44,8 @@ pub trait Warden: Debug + Send + Sync {
     fn is_revocable(&self, room: &str) -> bool;
     /// The events that may do so.
     fn kinds(&self) -> &'static [&'static str];
-    /// What these streams may no longer have, as of now: by one statement, however many they are.
+    /// What these streams may no longer have, as of now: by one statement, however many they are. What is not known, since a
+    /// row cannot be read, they may not have.
     ///
     /// # Errors
     /// When Postgres does not say.

@@ -20,7 +20,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use uuid::Uuid;
 
 use crate::support::{
-    Client, PATIENCE, connect, database, folder, mint, number, private_postgres, server, sql, token, url,
+    Client, PATIENCE, connect, database, folder, mint, number, private_postgres, server, spoil, sql, token, url,
 };
 
 const DIVISIONS: u128 = 4;
@@ -306,6 +306,30 @@ async fn who_goes_away_while_waiting_costs_nothing() {
     assert_eq!(ask(3).await.unwrap(), may(3));
     assert_eq!(server.app.joins.stats(), JoinStats { joins: 7, statements: 4 });
     Arc::into_inner(server).unwrap().stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_those_who_share_a_statement_only_the_one_whose_row_cannot_be_read_fails() {
+    let url = database().await;
+    let mut conn = connect(&url).await;
+    fill(&mut conn).await;
+    spoil(&mut conn, "members", "sub", caller(0).sub.as_str()).await;
+    let server = server(&url, &[]).await;
+    // Each is a member of the project of their number.
+    let join = |member| open(&server, &mint(&claims(member)), &room(member));
+    let mut lock = Lock::take(&url).await;
+    let mut others = vec![join(1)];
+    lock.has_one_waiting().await;
+    let spoilt = join(0);
+    others.extend([join(2), join(3)]);
+    lock.has_seen(&server, 4).await;
+    lock.release().await;
+    assert_eq!(spoilt.await.unwrap().0, StatusCode::INTERNAL_SERVER_ERROR);
+    for join in others {
+        assert_eq!(join.await.unwrap().0, StatusCode::OK);
+    }
+    assert_eq!(Client::admin(&server).metrics().await["crewcast_unreadable_total{what=\"joins\"}"], 1.0);
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

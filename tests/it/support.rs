@@ -367,6 +367,18 @@ pub async fn burn(conn: &mut PgConnection, transactions: u64) {
     sql(conn, &format!("do $$ begin for n in 1..{transactions} loop {each} end loop; end $$")).await;
 }
 
+/// Whatever statement comes to the rows of this table that have this text in this column fails there, as it does where the
+/// disk has spoiled them.
+pub async fn spoil(conn: &mut PgConnection, table: &str, column: &str, value: &str) {
+    let fails = "begin raise 'invalid page in block 0' using errcode = 'data_corrupted'; end";
+    // So dear that it is asked last, and of no other row.
+    let how = "returns bool language plpgsql cost 1000000";
+    sql(conn, &format!("create function crewcast.is_fine(text) {how} as $$ {fails} $$")).await;
+    sql(conn, &format!("alter table crewcast.{table} rename to spoilt")).await;
+    let fine = format!("case when {column} = '{value}' then crewcast.is_fine({column}) else true end");
+    sql(conn, &format!("create view crewcast.{table} as select * from crewcast.spoilt where {fine}")).await;
+}
+
 /// Publishes `test:n` with `{"n": .., "pad": ..}` for each of these numbers to a room, in one transaction.
 pub async fn publish(conn: &mut PgConnection, room: &str, numbers: std::ops::RangeInclusive<i64>, pad: usize) {
     let (first, last) = (numbers.start(), numbers.end());

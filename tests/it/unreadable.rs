@@ -6,7 +6,9 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sqlx::PgConnection;
 
-use crate::support::{Client, Stream, connect, database, folder, number, private_postgres, publish, server, sql, url};
+use crate::support::{
+    Client, Stream, connect, database, folder, number, private_postgres, publish, server, spoil, sql, token, url,
+};
 
 /// The next event must be this one of `test:n`.
 async fn expect_n(stream: &mut Stream, n: i64) {
@@ -128,7 +130,7 @@ async fn an_event_whose_payload_the_disk_has_lost_goes_out_as_a_reference() {
     assert_eq!((&data(0)["n"], &data(1)["ref"], &data(2)["n"]), (&json!(1), &as_reference, &json!(3)), "{page}");
     let (status, problem) = ana.send(Method::GET, &format!("/v1/events/{seq}"), Value::Null).await;
     assert_eq!((status, &problem["code"]), (StatusCode::INTERNAL_SERVER_ERROR, &json!("internal")));
-    let mia = Client::new(&node, &crate::support::token("mia", &[]));
+    let mia = Client::new(&node, &token("mia", &[]));
     let (status, _) = mia.send(Method::GET, &format!("/v1/events/{seq}"), Value::Null).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "who may not read it is not told that it is there");
     ready(&ana).await;
@@ -178,13 +180,13 @@ async fn a_stream_of_another_node_that_cannot_be_read_hides_none_of_the_others()
     let url = database().await;
     let (one, two) = (server(&url, &[]).await, server(&url, &[]).await);
     let mut conn = connect(&url).await;
-    let ben = Client::new(&one, &crate::support::token("ben", &[crewcast::auth::Role::Member]));
+    let ben = Client::new(&one, &token("ben", &[crewcast::auth::Role::Member]));
     let _bens = ben.stream_opened("rooms=company", "").await;
     let rows = "select count(*) from crewcast.presence where sub = 'ben'";
     while number(&mut conn, rows).await == 0 {}
     // Written again, as another batch of its node, and so that nobody can read it.
     sql(&mut conn, "update crewcast.presence set rooms = '{null}', batch = batch + 1 where sub = 'ben'").await;
-    let mia = Client::new(&one, &crate::support::token("mia", &[crewcast::auth::Role::Member]));
+    let mia = Client::new(&one, &token("mia", &[crewcast::auth::Role::Member]));
     let _mias = mia.stream_opened("rooms=company", "").await;
     let ana = Client::admin(&two);
     let here = async || ana.send(Method::GET, "/v1/presence?room=company", Value::Null).await.1.to_string();
@@ -193,4 +195,33 @@ async fn a_stream_of_another_node_that_cannot_be_read_hides_none_of_the_others()
     assert!(ana.metrics().await["crewcast_unreadable_total{what=\"presence\"}"] >= 1.0);
     one.stop().await;
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_rights_cannot_be_read_loses_the_room_and_the_log_goes_on_for_all() {
+    let url = database().await;
+    let node = server(&url, &["--poll=20ms"]).await;
+    let (ana, mut conn) = (Client::admin(&node), connect(&url).await);
+    let project = ana.project("north").await;
+    let (room, path) = (format!("project:{project}"), format!("/v1/projects/{project}/members"));
+    for sub in ["ben", "mia", "zoe"] {
+        let (status, _) = ana.send(Method::PUT, &format!("{path}/{sub}"), json!({ "role": "viewer" })).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+    let query = format!("rooms=company,{room}");
+    let follow = async |sub| Client::new(&node, &token(sub, &[])).follow(&query).await;
+    let (mut bens, mut mias) = (follow("ben").await, follow("mia").await);
+    spoil(&mut conn, "members", "sub", "ben").await;
+    let (status, _) = ana.send(Method::DELETE, &format!("{path}/zoe"), Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(bens.expect("stream:rooms").await.1["left"], json!([{ "room": room, "reason": "revoked" }]));
+    assert_eq!(mias.expect("membership:changed").await.1["userId"], "zoe");
+    publish(&mut conn, &room, 1..=1, 1).await;
+    publish(&mut conn, "company", 2..=2, 1).await;
+    expect_n(&mut mias, 1).await;
+    expect_n(&mut mias, 2).await;
+    expect_n(&mut bens, 2).await;
+    ready(&ana).await;
+    assert!(ana.metrics().await["crewcast_unreadable_total{what=\"right\"}"] >= 1.0);
+    node.stop().await;
 }
