@@ -215,7 +215,12 @@ impl Db {
 
     /// Whether requests get connections: where the last one got none, another one is tried.
     pub async fn is_served(&self) -> bool {
-        self.is_reachable() && (!self.pool.is_starved() || self.pool.acquire().await.is_ok())
+        self.is_reachable() && self.pool.serves().await
+    }
+
+    /// The same of the machine's own connections.
+    pub async fn is_tended(&self) -> bool {
+        self.own.serves().await
     }
 
     /// A row of this kind could not be read.

@@ -126,9 +126,10 @@ impl Pool {
         taken
     }
 
-    /// Whether the last one who asked for a connection got none.
-    pub(super) fn is_starved(&self) -> bool {
-        self.idle().is_starved
+    /// Whether there are connections: where the last one who asked got none, another one is tried.
+    pub(super) async fn serves(self: &Arc<Self>) -> bool {
+        let is_starved = self.idle().is_starved;
+        !is_starved || self.acquire().await.is_ok()
     }
 
     /// Connections that are open, and those of them that nothing uses now.

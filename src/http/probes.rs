@@ -42,6 +42,12 @@ pub(super) async fn readiness(State(app): State<App>) -> Result<Ready> {
     if !app.db.is_served().await {
         return Err(Error::unavailable("The database is out of reach, or has no connection for requests."));
     }
+    if !app.db.is_tended().await {
+        return Err(Error::unavailable("The database has no connection for what the nodes tell each other."));
+    }
+    if !app.hub.is_fed() {
+        return Err(Error::unavailable("The log is not read: streams get no events on this node."));
+    }
     Ok(Ready)
 }
 

@@ -26,6 +26,7 @@
 mod change;
 mod chunk;
 mod closing;
+mod contact;
 mod damage;
 mod drain;
 mod frames;
@@ -65,6 +66,7 @@ use uuid::Uuid;
 
 use self::{
     change::Joining,
+    contact::Contact,
     damage::Damages,
     mailbox::Mailbox,
     presence::{Presence, PresenceSettings},
@@ -200,6 +202,7 @@ pub struct Hub {
     /// Locked before `state`, never after.
     presence: Arc<Presence>,
     damages: Damages,
+    contact: Contact,
     /// Changes with every stream that ends while the node drains.
     streams: watch::Sender<usize>,
     state: Mutex<State>,
@@ -275,6 +278,7 @@ impl Hub {
             replays: Semaphore::new(settings.replays_max),
             warden,
             damages: Damages::default(),
+            contact: Contact::default(),
             streams: watch::Sender::new(0),
             state: Mutex::new(state),
             broken: CancellationToken::new(),

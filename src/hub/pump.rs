@@ -134,6 +134,7 @@ impl Pump {
                 () = stop.cancelled() => return,
                 Err(error) = self.follow() => error,
             };
+            self.hub.contact.is_lost();
             // That Postgres is out of reach is told by whoever found out. The first failure after a good time is news; the ones
             // that follow it are not.
             if self.hub.metrics.pump_connected.set(0) == 1 && self.db.is_reachable() {
@@ -162,6 +163,7 @@ impl Pump {
             let now = self.now(&mut conn, &self.last.base().beyond()).await?;
             self.advance(&mut conn, now, asked).await?;
             self.patience.is_rewarded();
+            self.hub.contact.is_made();
             let _ = timeout(self.settings.poll, bell.notified()).await;
         }
     }

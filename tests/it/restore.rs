@@ -52,7 +52,8 @@ async fn expect_foreign(ana: &Client, before: &str) -> Stream {
     stream
 }
 
-fn program(name: &str) -> PathBuf {
+/// Where a program of the newest installed Postgres is.
+pub(crate) fn program(name: &str) -> PathBuf {
     let installed = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = installed.filter_map(|entry| Some((entry.file_name().to_str()?.parse::<u32>().ok()?, entry.path())));
     newest.max().map_or_else(|| name.into(), |(_, path)| path.join("bin").join(name))

@@ -2,4 +2,6 @@
 
 mod locked;
 mod lost;
+mod ready;
+mod standby;
 mod wire;

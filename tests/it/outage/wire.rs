@@ -29,24 +29,36 @@ pub struct Wire {
     pub url: String,
     cut: watch::Sender<u32>,
     newcomers: Arc<AtomicU8>,
+    /// The socket of the Postgres that it leads to.
+    far: watch::Sender<String>,
+}
+
+fn socket_of(url: &str) -> String {
+    let options: PgConnectOptions = url.parse().unwrap();
+    format!("{}/.s.PGSQL.5432", options.get_socket().unwrap().display())
 }
 
 impl Wire {
     /// To the database of this URL, whose Postgres listens on a Unix socket.
     pub async fn to(url: &str) -> Self {
         let options: PgConnectOptions = url.parse().unwrap();
-        let socket = format!("{}/.s.PGSQL.5432", options.get_socket().unwrap().display());
+        let far = watch::Sender::new(socket_of(url));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let url = format!("postgres://postgres@127.0.0.1:{port}/{}?sslmode=disable", options.get_database().unwrap());
         let (cut, newcomers) = (watch::Sender::new(0), Arc::<AtomicU8>::default());
-        tokio::spawn(carry(listener, socket, cut.clone(), newcomers.clone()));
-        Self { url, cut, newcomers }
+        tokio::spawn(carry(listener, far.clone(), cut.clone(), newcomers.clone()));
+        Self { url, cut, newcomers, far }
     }
 
     /// The connections that there are stay open, and nothing passes any more, either way. New ones work.
     pub fn cut(&self) {
         self.cut.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// From now on it leads to the Postgres of this URL; the connections that there are end.
+    pub fn lead_to(&self, url: &str) {
+        self.far.send_replace(socket_of(url));
     }
 
     /// What becomes of connections from now on.
@@ -55,10 +67,11 @@ impl Wire {
     }
 }
 
-async fn carry(listener: TcpListener, socket: String, cut: watch::Sender<u32>, newcomers: Arc<AtomicU8>) {
+async fn carry(listener: TcpListener, far: watch::Sender<String>, cut: watch::Sender<u32>, newcomers: Arc<AtomicU8>) {
     while let Ok((near, _)) = listener.accept().await {
         let (mut cut, how) = (cut.subscribe(), newcomers.load(Ordering::SeqCst));
-        let socket = socket.clone();
+        let mut leads = far.subscribe();
+        let socket = leads.borrow_and_update().clone();
         tokio::spawn(async move {
             let mut near = near;
             match how {
@@ -66,6 +79,7 @@ async fn carry(listener: TcpListener, socket: String, cut: watch::Sender<u32>, n
                     let Ok(mut far) = UnixStream::connect(socket).await else { return };
                     tokio::select! {
                         _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = leads.changed() => {}
                         // Neither end is closed, and nobody reads any more.
                         _ = cut.changed() => std::future::pending().await,
                     }
