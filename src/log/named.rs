@@ -21,10 +21,11 @@ use super::{
 };
 use crate::db::Conn;
 
-/// Keeps sets, those that are kept already as they are. `$1`: their names, `$2`: their texts.
+/// Keeps sets, those that are kept already as they are. `$1`: their names, `$2`: their texts. In one order: two nodes may keep
+/// the same ones.
 pub const KEEP: &str = "
     insert into crewcast.snapshots (name, snapshot)
-    select * from unnest($1::text[], $2::text[])
+    select * from unnest($1::text[], $2::text[]) as given (name, snapshot) order by name
     on conflict (name) do nothing";
 
 /// The sets of these names. `$1`: the names.
@@ -36,7 +37,7 @@ pub const SWEEP: &str = "
         select name from crewcast.snapshots
         where end_id < (select crewcast.snapshot_xmax(floor) from crewcast.log)
           and kept_at < now() - make_interval(secs => $1)
-        order by end_id limit $2))";
+        order by end_id limit $2 for update skip locked))";
 
 /// How long a set is kept at least, whatever the floor says.
 pub const KEPT_MIN: Duration = Duration::from_secs(60);
