@@ -20,10 +20,7 @@ use std::{
     time::Duration,
 };
 
-use nix::{
-    getsockopt_impl, libc, sockopt_impl,
-    sys::socket::{getsockopt, setsockopt, sockopt::SndBuf},
-};
+use nix::sys::socket::{setsockopt, sockopt::SndBuf};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -41,29 +38,57 @@ pub(super) fn bound_buffers(listener: &TcpListener) -> io::Result<()> {
     Ok(setsockopt(listener, SndBuf, &SEND_BUFFER_BYTES)?)
 }
 
-/// The beginning of what the kernel says of a connection: `struct tcp_info` in linux/tcp.h up to what is of interest.
+/// What a peer has acknowledged, and whether anything waits for it to.
 #[derive(Debug, Clone, Copy)]
-#[repr(C)]
-#[expect(unreachable_pub, reason = "the macro makes a `pub` type of the option, whose value this is")]
-pub struct TcpInfo {
-    _states: [u8; 8],
-    _times: [u32; 4],
-    /// Segments that were sent and not acknowledged.
-    unacked: u32,
-    _more: [u32; 19],
-    _rates: [u64; 2],
-    bytes_acked: u64,
-    _bytes_received: u64,
-    _segments: [u32; 2],
-    /// Bytes that were not sent yet.
-    unsent_bytes: u32,
-    _min_rtt: u32,
+struct Acknowledged {
+    bytes: u64,
+    waits: bool,
 }
 
-sockopt_impl!(
-    /// What the kernel says of a connection.
-    Connection, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfo
-);
+#[cfg(target_os = "linux")]
+mod linux {
+    use nix::{getsockopt_impl, libc, sockopt_impl, sys::socket::getsockopt};
+
+    use super::{Acknowledged, TcpStream, io};
+
+    /// The beginning of what the kernel says of a connection: `struct tcp_info` in linux/tcp.h up to what is of interest.
+    #[derive(Debug, Clone, Copy)]
+    #[repr(C)]
+    #[expect(unreachable_pub, reason = "the macro makes a `pub` type of the option, whose value this is")]
+    pub struct TcpInfo {
+        _states: [u8; 8],
+        _times: [u32; 4],
+        /// Segments that were sent and not acknowledged.
+        unacked: u32,
+        _more: [u32; 19],
+        _rates: [u64; 2],
+        bytes_acked: u64,
+        _bytes_received: u64,
+        _segments: [u32; 2],
+        /// Bytes that were not sent yet.
+        unsent_bytes: u32,
+        _min_rtt: u32,
+    }
+
+    sockopt_impl!(
+        /// What the kernel says of a connection.
+        Connection, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfo
+    );
+
+    /// What the peer of this socket has acknowledged.
+    pub(super) fn acknowledged(socket: &TcpStream) -> io::Result<Acknowledged> {
+        let info = getsockopt(socket, Connection)?;
+        Ok(Acknowledged { bytes: info.bytes_acked, waits: info.unacked > 0 || info.unsent_bytes > 0 })
+    }
+}
+#[cfg(target_os = "linux")]
+use linux::acknowledged;
+
+/// Other systems, on which crewcast is developed and not run, count otherwise: there nobody is cut.
+#[cfg(not(target_os = "linux"))]
+fn acknowledged(_: &TcpStream) -> io::Result<Acknowledged> {
+    Ok(Acknowledged { bytes: 0, waits: false })
+}
 
 /// What is the same for every socket.
 pub(super) struct Stall {
@@ -121,15 +146,14 @@ impl Watched {
         if self.mark.is_some() && !self.left().is_zero() {
             return Ok(());
         }
-        let info = getsockopt(&self.socket, Connection)?;
-        let waits = info.unacked > 0 || info.unsent_bytes > 0;
-        if waits && self.mark.is_some_and(|mark| mark.bytes_acked == info.bytes_acked) {
+        let Acknowledged { bytes, waits } = acknowledged(&self.socket)?;
+        if waits && self.mark.is_some_and(|mark| mark.bytes_acked == bytes) {
             self.stall.cut.inc();
             // What waits in the kernel would stay there for minutes.
             self.socket.set_zero_linger()?;
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the peer acknowledged nothing for stall-timeout"));
         }
-        self.mark = Some(Mark { at: Instant::now(), bytes_acked: info.bytes_acked });
+        self.mark = Some(Mark { at: Instant::now(), bytes_acked: bytes });
         Ok(())
     }
 
