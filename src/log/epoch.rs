@@ -233,8 +233,9 @@ async fn adopt(conn: &mut Conn, floor: &Snapshot) -> sqlx::Result<()> {
     .execute(&mut *conn)
     .await?;
     sqlx::query(
-        "select setval('crewcast.event_seq', greatest(last_value, (select max(seq) from crewcast.events)))
-         from crewcast.event_seq",
+        "select setval('crewcast.event_seq', newest.seq)
+         from crewcast.event_seq, (select max(seq) as seq from crewcast.events) as newest
+         where newest.seq >= last_value",
     )
     .execute(conn)
     .await?;
