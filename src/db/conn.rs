@@ -32,7 +32,7 @@ use super::{
 };
 
 /// How long somebody waits for a lock when half of the pool may wait longer.
-const IMPATIENCE: Duration = Duration::from_millis(250);
+const IMPATIENCE: Duration = Duration::from_millis(500);
 
 /// The longest that our side waits for what Postgres should have ended by itself.
 const GRACE: Duration = Duration::from_secs(1);

@@ -184,8 +184,28 @@ impl Db {
     /// # Errors
     /// When Postgres does not answer in time, or is none that crewcast can work with.
     pub async fn connect(&self) -> sqlx::Result<Conn> {
-        let line = Line::open(&self.options, MACHINE, CONNECT_TIMEOUT).await?;
-        Ok(Conn::new(line, MACHINE, Some(self.reach.clone()), None))
+        self.connect_as(MACHINE, CONNECT_TIMEOUT).await
+    }
+
+    /// The same for a node that starts, which has nothing to do before it is connected.
+    ///
+    /// # Errors
+    /// As [`Db::connect`].
+    pub async fn connect_at_start(&self) -> sqlx::Result<Conn> {
+        self.connect_as(MACHINE, START_TIMEOUT).await
+    }
+
+    /// The same for what may be gone after a crash: its commits do not wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Db::connect`].
+    pub async fn connect_hastily(&self) -> sqlx::Result<Conn> {
+        self.connect_as(Bounds { durable: false, ..MACHINE }, CONNECT_TIMEOUT).await
+    }
+
+    async fn connect_as(&self, bounds: Bounds, patience: Duration) -> sqlx::Result<Conn> {
+        let line = Line::open(&self.options, bounds, patience).await?;
+        Ok(Conn::new(line, bounds, Some(self.reach.clone()), None))
     }
 
     /// One that hears notifications.

@@ -103,7 +103,7 @@ impl Pump {
         metrics: Arc<Metrics>,
         warden: Arc<dyn Warden>,
     ) -> Result<(Self, Arc<Hub>), LogError> {
-        let mut conn = db.connect().await?;
+        let mut conn = db.connect_at_start().await?;
         if let Some(reason) = epoch::verify(&mut conn, settings.failover, None).await? {
             tracing::warn!(reason, "the log has a new epoch: every stream starts anew");
         }

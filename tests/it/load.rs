@@ -222,7 +222,9 @@ async fn readers_that_take_nothing_cost_no_more_memory_than_the_settings_say() {
     let bound = RING + STREAMS.unsigned_abs() * (2 * QUEUE + CONNECTION) + SLACK;
     let url = database().await;
     let mut conn = connect(&url).await;
-    let server = Process::start(&url, &["--poll=20ms", "--queue-bytes=64KiB", "--ring-bytes=8MiB"]).await;
+    // They read nothing for as long as it takes to publish.
+    let settings = ["--poll=20ms", "--queue-bytes=64KiB", "--ring-bytes=8MiB", "--stall-timeout=10m"];
+    let server = Process::start(&url, &settings).await;
     let admin = token("ana", &[Role::Admin]);
     let ana = Client::at(&server.address, &admin);
     let mut streams = Vec::new();

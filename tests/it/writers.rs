@@ -24,7 +24,9 @@ struct Cluster {
 impl Cluster {
     async fn start() -> Self {
         let url = database().await;
-        let nodes = [server(&url, &[]).await, server(&url, &[]).await];
+        // Each node's writers are no more than half of its connections: all of them may wait long for a lock.
+        let connections = format!("--database-connections={WRITERS}");
+        let nodes = [server(&url, &[&connections]).await, server(&url, &[&connections]).await];
         let admins = [Client::admin(&nodes[0]), Client::admin(&nodes[1])];
         Self { nodes, admins, conn: connect(&url).await }
     }
