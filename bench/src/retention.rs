@@ -134,7 +134,6 @@ impl Seen {
 /// Publishes for the time of a turn. What is measured begins when events are as old as they get.
 fn write(server: &Ours, bench: &Bench, turn: Duration, warm: Duration, seen: &mut Seen) -> Result<()> {
     let (mut writer, mut sql) = (server.sql()?, server.sql()?);
-    let mut http = Http::connect(&server.process.address, &bench.place.token)?;
     let history = format!("/v1/rooms/{}/events?limit=100", room(0));
     let (began, mut looked, mut scans) = (Instant::now(), Instant::now(), None);
     let first = seen.published;
@@ -150,7 +149,7 @@ fn write(server: &Ours, bench: &Bench, turn: Duration, warm: Duration, seen: &mu
         seen.commits.saturating_record(u64::try_from(sent.elapsed().as_nanos())?);
         if looked.elapsed() > LOOK {
             looked = Instant::now();
-            http.send("GET", &history, "")?;
+            Http::connect(&server.process.address, &bench.place.token)?.send("GET", &history, "")?;
             seen.bytes = seen.bytes.max(size(&mut sql, "crewcast")?);
             scans.get_or_insert(scanned(&mut sql)?);
         }
