@@ -23,6 +23,8 @@ async fn events_of_another_node_come_over_the_bus_and_a_cut_of_it_loses_none() {
     let (mut stream, id) = open(&Client::admin(&here), "rooms=topic:a").await;
     say(&writer, "topic:a", 1).await;
     expect_n(&mut stream, 1).await;
+    // That one listens is known by now, and of the other not yet.
+    until_both_listen(&mut conn).await;
     for n in 2..12 {
         assert_eq!(number(&mut conn, CUT).await, 2, "both listen again");
         say(&writer, "topic:a", n).await;
