@@ -22,7 +22,7 @@
 //!    and the cut to the set removes the rest.
 //! 3. **No id of one's own.** A transaction's own id is not in the `xip` of its snapshots (src `procarray.c`,
 //!    `GetSnapshotData` skips the caller's own entry). A position that was taken by a transaction with an id could claim
-//!    an id that never commits, so [`now`] refuses one (`pg_current_xact_id_if_assigned()`).
+//!    an id that never commits, so [`look`] refuses one (`pg_current_xact_id_if_assigned()`).
 //! 4. **What goes out is on disk.** A transaction is visible once its commit record is in the WAL (src `xact.c`:
 //!    `RecordTransactionCommit` comes before `ProcArrayEndTransaction`); with `synchronous_commit = off` it is so before that
 //!    record is flushed (doc 28.4 "Asynchronous Commit"), and a crash may take it back. `append` raises `off` to `on`, and a
