@@ -53,10 +53,10 @@ use crate::{
 /// Connections that may wait to be accepted; the kernel's own bound may be lower.
 const BACKLOG: u32 = 4096;
 
-/// What the machine has of `drain-deadline` for its own end, when streams and requests take all of the rest.
+/// The share of `drain-deadline` that the machine has for its own end, when streams and requests take all of the rest.
 const OWN_END: Duration = Duration::from_secs(1);
 
-/// What a private Postgres gets for its end after everybody else's: nothing that is committed is lost when that is short.
+/// The time that a private Postgres has for its end after everybody else's. Nothing committed is lost when it is too short.
 const POSTGRES_END: Duration = Duration::from_secs(5);
 
 /// What every handler can reach. A request is handed through a dozen layers, each of which clones it: it is one pointer.

@@ -186,7 +186,7 @@ fn notice(text: &str, node: NodeKey) -> Option<Notice> {
     (sender != node && words.next().is_none()).then_some(notice)
 }
 
-/// What was told since the last look. However much that was, it is little.
+/// Messages that were told since the last look, in bounded memory however many they are.
 #[derive(Debug, Default)]
 struct Told {
     bells: Vec<Message>,

@@ -19,7 +19,7 @@ use crate::{
     tasks,
 };
 
-/// What is logged when `RUST_LOG` says nothing else. A certificate that is not trusted is told by whoever asked for it, once.
+/// The filter of the log when `RUST_LOG` sets none. An untrusted certificate is reported once, by the part that asked for it.
 const QUIET: &str = "info,sqlx=warn,rustls_platform_verifier=off";
 
 /// Starts the log of this process.

@@ -12,7 +12,7 @@ use crate::{
     output,
 };
 
-/// What libpq's users add to every connection, and sqlx does as well: nothing else of `PG*` reaches a private Postgres.
+/// The variable whose options libpq and sqlx add to every connection. No other `PG*` reaches a private Postgres.
 const OPTIONS: &str = "PGOPTIONS";
 
 /// Starts this process anew without `PGOPTIONS`, when Postgres is its own: the variable is for whichever Postgres the person at

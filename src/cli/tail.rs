@@ -89,7 +89,7 @@ async fn follow(mut response: reqwest::Response, parser: &mut Parser, retry: &mu
     Ok(())
 }
 
-/// What terminals would obey is shown as JSON writes it: the data stays JSON.
+/// Control characters are shown as JSON escapes them, so a terminal obeys none and the data stays JSON.
 fn show(frame: &Frame) -> anyhow::Result<()> {
     if frame.event == HEARTBEAT { Ok(()) } else { print(&format!("{} {}\n", Plain(&frame.event), Plain(&frame.data))) }
 }
